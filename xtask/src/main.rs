@@ -1,3 +1,47 @@
-//! (being written)
+//! The workshop's tools: `cargo xtask setup | demo | test | bench | tidy`.
+//!
+//! This file reads the command line. Each command is a module; none of them knows how the daemon works:
+//! the demo's story lives in `integration`, the measurements in `benches`.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod bench;
+mod demo;
+mod place;
+mod setup;
+mod suite;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tools to set up, see, test and measure ztunnel.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 80)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install the tools that are missing (Debian: by apt; elsewhere they are named).
+    Setup,
+    /// Two nodes, their pods and daemons on this machine: a story with every step verified. Needs root.
+    Demo(demo::Options),
+    /// Formatting, lints, unit, wire, netns and kernel tests. Needs root.
+    Test(suite::Options),
+    /// Speed through two daemons beside plain TCP. Needs root.
+    Bench(bench::Options),
+    /// Hold the documents and the house rules to the code.
+    Tidy,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Setup => setup::run(setup::Scope::All),
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => suite::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Tidy => tidy::run(),
+    }
+}

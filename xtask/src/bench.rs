@@ -1,0 +1,48 @@
+//! `bench`: builds everything for speed and runs the measurements of `benches`.
+
+use crate::place::{cargo, check, need_root, target};
+use crate::setup;
+use anyhow::{Context, Result};
+use std::process::{Command, Stdio};
+
+/// How much is measured.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Fewer and shorter rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Reuse the binaries of the last run, whatever changed since.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// Sets up, builds with the release profile, measures.
+pub fn run(options: &Options) -> Result<()> {
+    need_root("bench")?;
+    setup::run(setup::Scope::All)?;
+    if !options.no_build {
+        check(&mut cargo(&[
+            "build",
+            "--locked",
+            "--release",
+            "--bins",
+            "-p",
+            "ztunnel",
+            "-p",
+            "integration",
+            "-p",
+            "benches",
+        ]))
+        .context("building for speed")?;
+    }
+    let mut measure = Command::new(target().join("release").join("benches"));
+    measure
+        .arg("--out")
+        .arg(target().join("bench"))
+        .stdin(Stdio::null());
+    if options.quick {
+        measure.arg("--quick");
+    }
+    let status = measure.status().context("cannot start the measurements")?;
+    std::process::exit(status.code().unwrap_or(1));
+}

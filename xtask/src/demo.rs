@@ -1,0 +1,67 @@
+//! `demo`: builds the daemon and the storyteller, then lets it tell.
+//!
+//! The story and its checks are `integration/src/demo.rs`.
+
+use crate::place::{cargo, check, need_root, target};
+use crate::setup;
+use anyhow::{Context, Result};
+use std::process::{Command, Stdio};
+
+/// How the demo is told.
+#[derive(clap::Args)]
+pub struct Options {
+    /// End stdout with one JSON line; the story goes to stderr.
+    #[arg(long)]
+    json: bool,
+    /// Leave everything running at the end and print how to look around.
+    #[arg(long)]
+    keep: bool,
+    /// Only remove what an earlier demo left running.
+    #[arg(long, conflicts_with_all = ["json", "keep"])]
+    clean: bool,
+}
+
+/// Sets up, builds, tells the story; exits as the story does.
+pub fn run(options: &Options) -> Result<()> {
+    need_root("demo")?;
+    setup::run(setup::Scope::All)?;
+    build()?;
+    let mut story = storyteller();
+    for (wanted, flag) in [
+        (options.json, "--json"),
+        (options.keep, "--keep"),
+        (options.clean, "--clean"),
+    ] {
+        if wanted {
+            story.arg(flag);
+        }
+    }
+    let status = story
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot start the demo")?;
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// Builds the daemon and everything that runs in pods.
+pub fn build() -> Result<()> {
+    check(
+        cargo(&[
+            "build",
+            "--quiet",
+            "--locked",
+            "--bins",
+            "-p",
+            "ztunnel",
+            "-p",
+            "integration",
+        ])
+        .stdout(std::io::stderr()),
+    )
+    .context("building the daemon and the demo")
+}
+
+/// The demo program, as [`build`] leaves it.
+pub fn storyteller() -> Command {
+    Command::new(target().join("debug").join("demo"))
+}

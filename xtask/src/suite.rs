@@ -1,0 +1,336 @@
+//! `test`: every check of the house, stage by stage, with one summary at the end.
+//!
+//! A stage that fails does not stop the next one: a run tells everything it can.
+
+use crate::place::{cargo, need_root, target};
+use crate::{demo, setup, tidy};
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Which tests run.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Stages (lint, unit, kernel, netns, demo); other words select tests by name. None: every stage.
+    filters: Vec<String>,
+}
+
+/// The stages, in the order they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Formatting, clippy, the house rules.
+    Lint,
+    /// Unit, laws and wire tests of everything that needs neither namespaces nor kernel programs.
+    Unit,
+    /// `sys` and `capture` against the running kernel, and the verdicts both sides share.
+    Kernel,
+    /// The real daemon in real namespaces.
+    Netns,
+    /// The demo, told to nobody.
+    Demo,
+}
+
+const STAGES: [(Stage, &str); 5] = [
+    (Stage::Lint, "lint"),
+    (Stage::Unit, "unit"),
+    (Stage::Kernel, "kernel"),
+    (Stage::Netns, "netns"),
+    (Stage::Demo, "demo"),
+];
+
+/// Crates whose tests are the kernel stage.
+const KERNEL_CRATES: [&str; 3] = ["sys", "capture", "redirect-common"];
+
+/// What a stage came to.
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    /// Why the stage failed although no test did: a compiler's refusal, a lint, a broken rule.
+    broken: Vec<String>,
+}
+
+/// Runs the chosen stages; fails when one of them does.
+pub fn run(options: &Options) -> Result<()> {
+    let (stages, names) = choose(&options.filters);
+    let build_only = stages
+        .iter()
+        .all(|stage| matches!(stage, Stage::Lint | Stage::Unit));
+    if !build_only {
+        need_root("test")?;
+    }
+    setup::run(if build_only {
+        setup::Scope::Build
+    } else {
+        setup::Scope::All
+    })?;
+    let mut rows = Vec::new();
+    for stage in stages {
+        let started = Instant::now();
+        eprintln!("\n=== {} ===", name_of(stage));
+        let mut tally = Tally::default();
+        perform(stage, &names, &mut tally)?;
+        rows.push((stage, tally, started.elapsed()));
+    }
+    summary(&rows)
+}
+
+/// Splits the command line's words into stages and names of tests.
+fn choose(filters: &[String]) -> (Vec<Stage>, Vec<String>) {
+    let is_stage = |word: &String| STAGES.iter().any(|(_, name)| name == word);
+    let names: Vec<String> = filters
+        .iter()
+        .filter(|word| !is_stage(word))
+        .cloned()
+        .collect();
+    let asked: Vec<Stage> = STAGES
+        .iter()
+        .filter(|(_, name)| filters.iter().any(|word| word == name))
+        .map(|(stage, _)| *stage)
+        .collect();
+    let stages = match (asked.is_empty(), names.is_empty()) {
+        (false, _) => asked,
+        (true, true) => STAGES.map(|(stage, _)| stage).to_vec(),
+        (true, false) => vec![Stage::Unit, Stage::Kernel, Stage::Netns],
+    };
+    (stages, names)
+}
+
+fn name_of(stage: Stage) -> &'static str {
+    STAGES
+        .iter()
+        .find(|(other, _)| *other == stage)
+        .map_or("?", |(_, name)| name)
+}
+
+fn perform(stage: Stage, names: &[String], tally: &mut Tally) -> Result<()> {
+    match stage {
+        Stage::Lint => lint(tally),
+        Stage::Unit => {
+            let mut args = vec![
+                "test",
+                "--locked",
+                "--workspace",
+                "--exclude",
+                "integration",
+            ];
+            args.extend(KERNEL_CRATES.iter().flat_map(|name| ["--exclude", name]));
+            tests(&args, names, tally)
+        }
+        Stage::Kernel => {
+            let mut args = vec!["test", "--locked"];
+            args.extend(KERNEL_CRATES.iter().flat_map(|name| ["-p", name]));
+            tests(&args, names, tally)
+        }
+        Stage::Netns => match demo::build() {
+            Ok(()) => tests(&["test", "--locked", "-p", "integration"], names, tally),
+            Err(cause) => {
+                tally.broken.push(format!("{cause:#}"));
+                Ok(())
+            }
+        },
+        Stage::Demo => story(tally),
+    }
+}
+
+fn lint(tally: &mut Tally) -> Result<()> {
+    command(
+        cargo(&["fmt", "--all", "--check"]),
+        "cargo fmt --all --check",
+        tally,
+    )?;
+    let outside = [
+        "fmt",
+        "--manifest-path",
+        "redirect-ebpf/Cargo.toml",
+        "--check",
+    ];
+    command(
+        cargo(&outside),
+        "cargo fmt --manifest-path redirect-ebpf/Cargo.toml --check",
+        tally,
+    )?;
+    let clippy = [
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    command(cargo(&clippy), "cargo clippy", tally)?;
+    let broken = tidy::findings()?;
+    tally.passed += u32::from(broken.is_empty());
+    tally
+        .broken
+        .extend(broken.into_iter().map(|finding| format!("tidy: {finding}")));
+    Ok(())
+}
+
+/// One command that either passes or breaks the stage.
+fn command(mut command: Command, name: &str, tally: &mut Tally) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {name}"))?;
+    if status.success() {
+        tally.passed += 1;
+    } else {
+        tally.broken.push(format!("{name}: {status}"));
+    }
+    Ok(())
+}
+
+/// `cargo test`, shown as it runs and counted.
+fn tests(args: &[&str], names: &[String], tally: &mut Tally) -> Result<()> {
+    let mut cargo = cargo(args);
+    cargo
+        .args(["--no-fail-fast", "--"])
+        .args(names)
+        .stdout(Stdio::piped());
+    let mut child = cargo.spawn().context("cannot start cargo test")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("cargo's stdout is not a pipe")?;
+    let before = tally.failed;
+    let mut out = std::io::stdout().lock();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        writeln!(out, "{line}")?;
+        count(&line, tally);
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == before {
+        tally
+            .broken
+            .push(format!("cargo {}: {status}", args.join(" ")));
+    }
+    Ok(())
+}
+
+/// Adds one line of the test harness: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn count(line: &str, tally: &mut Tally) {
+    let Some(rest) = line.strip_prefix("test result: ") else {
+        return;
+    };
+    let Some((_, numbers)) = rest.split_once(". ") else {
+        return;
+    };
+    for part in numbers.split("; ") {
+        let Some((number, what)) = part.split_once(' ') else {
+            continue;
+        };
+        let number = number.parse().unwrap_or(0);
+        match what {
+            "passed" => tally.passed += number,
+            "failed" => tally.failed += number,
+            "ignored" => tally.ignored += number,
+            _ => {}
+        }
+    }
+}
+
+fn story(tally: &mut Tally) -> Result<()> {
+    if let Err(cause) = demo::build() {
+        tally.broken.push(format!("{cause:#}"));
+        return Ok(());
+    }
+    let status = demo::storyteller()
+        .arg("--json")
+        .stdin(Stdio::null())
+        .status();
+    match status.with_context(|| format!("cannot start the demo in {}", target().display()))? {
+        status if status.success() => tally.passed += 1,
+        status => tally.broken.push(format!("demo: {status}")),
+    }
+    Ok(())
+}
+
+fn summary(rows: &[(Stage, Tally, Duration)]) -> Result<()> {
+    println!(
+        "\n{:<8} {:>7} {:>7} {:>8} {:>7}",
+        "stage", "passed", "failed", "ignored", "time"
+    );
+    for (stage, tally, took) in rows {
+        let mark = if good(tally) { "ok" } else { "FAILED" };
+        println!(
+            "{:<8} {:>7} {:>7} {:>8} {:>6}s  {mark}",
+            name_of(*stage),
+            tally.passed,
+            tally.failed,
+            tally.ignored,
+            took.as_secs()
+        );
+        for cause in &tally.broken {
+            println!("         {cause}");
+        }
+    }
+    let bad: Vec<&str> = rows
+        .iter()
+        .filter(|(_, tally, _)| !good(tally))
+        .map(|(stage, ..)| name_of(*stage))
+        .collect();
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        bail!("failed: {}", bad.join(", "))
+    }
+}
+
+fn good(tally: &Tally) -> bool {
+    tally.failed == 0 && tally.broken.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn words_choose_stages_and_names() {
+        let all = STAGES.map(|(stage, _)| stage).to_vec();
+        let cases = [
+            ("", all, ""),
+            ("unit", vec![Stage::Unit], ""),
+            ("netns lint", vec![Stage::Lint, Stage::Netns], ""),
+            ("netns main_path", vec![Stage::Netns], "main_path"),
+            (
+                "denies",
+                vec![Stage::Unit, Stage::Kernel, Stage::Netns],
+                "denies",
+            ),
+        ];
+        for (line, stages, names) in cases {
+            assert_eq!(choose(&words(line)), (stages, words(names)), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn harness_results_are_counted() {
+        let mut tally = Tally::default();
+        count(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.1s",
+            &mut tally,
+        );
+        count(
+            "test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out",
+            &mut tally,
+        );
+        count("test mesh::authorize ... ok", &mut tally);
+        assert_eq!(
+            tally,
+            Tally {
+                passed: 14,
+                failed: 4,
+                ignored: 1,
+                broken: vec![]
+            }
+        );
+    }
+}
