@@ -3,6 +3,7 @@
 use crate::place::{cargo, check, need_root, target};
 use crate::setup;
 use anyhow::{Context, Result};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// How much is measured.
@@ -43,6 +44,6 @@ pub fn run(options: &Options) -> Result<()> {
     if options.quick {
         measure.arg("--quick");
     }
-    let status = measure.status().context("cannot start the measurements")?;
-    std::process::exit(status.code().unwrap_or(1));
+    // Replaces this process, so that a signal reaches the measurements themselves.
+    Err(measure.exec()).context("cannot start the measurements")
 }

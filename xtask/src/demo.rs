@@ -5,6 +5,7 @@
 use crate::place::{cargo, check, need_root, target};
 use crate::setup;
 use anyhow::{Context, Result};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// How the demo is told.
@@ -36,11 +37,8 @@ pub fn run(options: &Options) -> Result<()> {
             story.arg(flag);
         }
     }
-    let status = story
-        .stdin(Stdio::null())
-        .status()
-        .context("cannot start the demo")?;
-    std::process::exit(status.code().unwrap_or(1));
+    // Replaces this process, so that a signal reaches the story itself.
+    Err(story.stdin(Stdio::null()).exec()).context("cannot start the demo")
 }
 
 /// Builds the daemon and everything that runs in pods.
