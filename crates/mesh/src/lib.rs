@@ -1,2 +1,16 @@
-//! (being written)
+//! What the mesh is, and every decision about it: plain values in, a value out.
+//!
+//! No sockets, clock, random source, environment or logging: callers hand in what is needed and print the reasons they get.
 #![forbid(unsafe_code)]
+
+pub mod name;
+pub mod policy;
+pub mod service;
+pub mod spiffe;
+pub mod workload;
+
+pub use name::{Interner, NamespacedHostname, NetworkAddress, NetworkCidr, Str};
+pub use policy::Policy;
+pub use service::Service;
+pub use spiffe::SpiffeId;
+pub use workload::{Workload, baggage};
