@@ -1,0 +1,250 @@
+//! The one picture of the mesh that decisions are made on: workloads, services and policies, found by every name that traffic has.
+//!
+//! Fed by [`Delta`]s; equal to an index built afresh from what it holds. Endpoints of a Service are derived from the workloads
+//! that list it, so a Service that comes back finds them again. Leaves to others: parsing, choosing, deciding.
+
+mod delta;
+mod policies;
+mod services;
+mod workloads;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub use delta::{Applied, Delta, Key, Resource};
+pub use services::EndpointRef;
+
+use crate::name::{NamespacedHostname, Str};
+use crate::policy::Policy;
+use crate::service::Service;
+use crate::workload::{Destination, Workload};
+use policies::Policies;
+use services::{MemberChanges, Services};
+use workloads::Workloads;
+
+/// Workloads, services and policies of the mesh. Equality is about what it holds, not about how it came to hold it.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    workloads: Workloads,
+    services: Services,
+    policies: Policies,
+    policy_version: u64,
+}
+
+impl PartialEq for Index {
+    fn eq(&self, other: &Self) -> bool {
+        self.workloads == other.workloads && self.services == other.services && self.policies == other.policies
+    }
+}
+
+impl Index {
+    /// An empty index whose local workloads are those on `node`; the empty name makes every workload local.
+    pub fn for_node(node: impl Into<Str>) -> Self {
+        Self { workloads: Workloads::for_node(node.into()), ..Self::default() }
+    }
+
+    /// An index of just these resources, with every workload local.
+    pub fn build(resources: Vec<Resource>) -> Self {
+        let mut index = Self::default();
+        index.apply(Delta { remove: Vec::new(), upsert: resources });
+        index
+    }
+
+    /// Takes over a change: removals first, then upserts; of one key the last upsert holds.
+    pub fn apply(&mut self, delta: Delta) -> Applied {
+        let mut members = MemberChanges::default();
+        let mut applied = Applied::default();
+        for key in delta.remove {
+            self.remove(key, &mut members, &mut applied);
+        }
+        for resource in delta.upsert {
+            self.upsert(resource, &mut members, &mut applied);
+        }
+        self.services.change_members(members);
+        if applied.verdicts_may_change {
+            self.policy_version += 1;
+        }
+        applied
+    }
+
+    fn remove(&mut self, key: Key, members: &mut MemberChanges, applied: &mut Applied) {
+        match key {
+            Key::Workload(uid) => {
+                if let Some(old) = self.workloads.remove(&uid) {
+                    members.leave(&old);
+                }
+            }
+            Key::Service(name) => self.services.remove(&name),
+            Key::Policy(key) => {
+                if self.policies.remove(&key) {
+                    applied.policies_removed.push(key);
+                    applied.verdicts_may_change = true;
+                }
+            }
+        }
+    }
+
+    fn upsert(&mut self, resource: Resource, members: &mut MemberChanges, applied: &mut Applied) {
+        match resource {
+            Resource::Workload(new) => {
+                if let Some(old) = self.workloads.remove(&new.uid) {
+                    applied.verdicts_may_change |= self.workloads.is_local(&new)
+                        && (old.authorization_policies != new.authorization_policies
+                            || old.namespace != new.namespace);
+                    members.leave(&old);
+                }
+                members.join(&new);
+                self.workloads.insert(new);
+            }
+            Resource::Service(service) => self.services.insert(service),
+            Resource::Policy(policy) => {
+                let key = policy.key.clone();
+                if self.policies.insert(policy) {
+                    applied.policies_set.push(key);
+                    applied.verdicts_may_change = true;
+                }
+            }
+        }
+    }
+
+    /// Everything it holds, sorted by kind and key.
+    pub fn resources(&self) -> Vec<Resource> {
+        let mut all: Vec<Resource> = (self.workloads().cloned().map(Resource::Workload))
+            .chain(self.services().cloned().map(Resource::Service))
+            .chain(self.policies().cloned().map(Resource::Policy))
+            .collect();
+        all.sort_by_cached_key(Resource::key);
+        all
+    }
+
+    /// What to apply so that it holds just `new`; resources that are there and equal are not touched.
+    ///
+    /// Of resources with one key the last holds.
+    pub fn delta_to(&self, new: &[Resource]) -> Delta {
+        Delta::between(&self.resources(), new)
+    }
+
+    /// Moves whenever something that verdicts are made of has changed: a policy, or a local workload's list of them.
+    pub fn policy_version(&self) -> u64 {
+        self.policy_version
+    }
+
+    /// The workload of that uid.
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.by_uid(uid)
+    }
+
+    /// The workload at an address of a network: of several a pod before others, HBONE before plain, then by uid.
+    ///
+    /// Host-network workloads are never found this way.
+    pub fn workload_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads.by_ip(network, ip)
+    }
+
+    /// The workload with that host name in that namespace; of several the first by uid.
+    pub fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
+        self.workloads.by_hostname(namespace, hostname)
+    }
+
+    /// The local workload that a pod of that namespace, name and service account is.
+    pub fn local_workload(&self, namespace: &str, name: &str, service_account: &str) -> Option<&Arc<Workload>> {
+        self.workloads.local(namespace, name, service_account)
+    }
+
+    /// The Service of exactly that namespace and host name, whoever asks.
+    pub fn service(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
+        self.services.get(namespace, hostname)
+    }
+
+    /// The Service that a client of `namespace` means by a host name: its own namespace's, else the canonical, else the first
+    /// by namespace; only those visible to it. `None` asks for no visibility.
+    pub fn service_by_host(&self, hostname: &str, namespace: Option<&str>) -> Option<&Arc<Service>> {
+        self.services.by_host(hostname, namespace)
+    }
+
+    /// The Service that a client of `namespace` means by an address: as for host names, exact addresses before ranges,
+    /// and of ranges the longest within each rank of namespace.
+    pub fn service_by_ip(&self, network: &str, ip: IpAddr, namespace: Option<&str>) -> Option<&Arc<Service>> {
+        self.services.by_ip(network, ip, namespace)
+    }
+
+    /// The Services that list this workload, in the order of their names; unknown ones are left out.
+    pub fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Service>> {
+        workload.services.iter().filter_map(|m| self.service(&m.service.namespace, &m.service.hostname))
+    }
+
+    /// The endpoints of a Service that its health policy admits, those the workloads give first, each group by uid.
+    pub fn endpoints<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = EndpointRef<'a>> {
+        let derived = self.services.members(&service.namespace, &service.hostname).iter();
+        let derived = derived
+            .filter(|m| service.endpoints.iter().all(|own| own.workload_uid != m.workload.uid))
+            .map(services::Member::endpoint);
+        let own = service.endpoints.iter().filter_map(|own| {
+            let workload = self.workload(&own.workload_uid)?;
+            Some(EndpointRef { workload, ports: &own.ports, status: own.status })
+        });
+        derived.chain(own).filter(|e| e.is_healthy() || service.allows_unhealthy())
+    }
+
+    /// This workload as an endpoint of a Service, if it is one.
+    pub fn endpoint<'a>(&'a self, service: &'a Service, uid: &str) -> Option<EndpointRef<'a>> {
+        let found = match service.endpoints.iter().find(|own| *own.workload_uid == *uid) {
+            Some(own) => {
+                EndpointRef { workload: self.workload(uid)?, ports: &own.ports, status: own.status }
+            }
+            None => self.services.member(&service.namespace, &service.hostname, uid)?.endpoint(),
+        };
+        (found.is_healthy() || service.allows_unhealthy()).then_some(found)
+    }
+
+    /// What a waypoint or gateway reference means, without visibility when `namespace` is `None`.
+    pub(crate) fn referent(&self, reference: &Destination, namespace: Option<&str>) -> Option<Referent<'_>> {
+        match reference {
+            Destination::Hostname(NamespacedHostname { namespace, hostname }) => {
+                let service = self.service(namespace, hostname).map(Referent::Service);
+                service.or_else(|| self.workload_by_hostname(namespace, hostname).map(Referent::Workload))
+            }
+            Destination::Address(at) => {
+                let service = self.service_by_ip(&at.network, at.ip, namespace).map(Referent::Service);
+                service.or_else(|| self.workload_by_ip(&at.network, at.ip).map(Referent::Workload))
+            }
+        }
+    }
+
+    /// The policies that apply to `workload`, each once, sorted by key; and the names it lists that nothing is known of.
+    pub(crate) fn policies_for<'a>(&'a self, workload: &'a Workload) -> (Vec<&'a Arc<Policy>>, Vec<&'a Str>) {
+        self.policies.applying_to(workload)
+    }
+
+    /// All workloads, in no order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.iter()
+    }
+
+    /// All services, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.iter()
+    }
+
+    /// All policies, in no order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.iter()
+    }
+
+    /// Names of Services that workloads list and that are not known, with those workloads; in no order.
+    pub fn unknown_services(&self) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
+        self.services.unknown()
+    }
+}
+
+/// What a gateway reference turned out to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Referent<'a> {
+    /// A Service, to be balanced over.
+    Service(&'a Arc<Service>),
+    /// One workload.
+    Workload(&'a Arc<Workload>),
+}
+
+#[cfg(test)]
+mod tests;
