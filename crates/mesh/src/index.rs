@@ -33,20 +33,28 @@ pub struct Index {
 
 impl PartialEq for Index {
     fn eq(&self, other: &Self) -> bool {
-        self.workloads == other.workloads && self.services == other.services && self.policies == other.policies
+        self.workloads == other.workloads
+            && self.services == other.services
+            && self.policies == other.policies
     }
 }
 
 impl Index {
     /// An empty index whose local workloads are those on `node`; the empty name makes every workload local.
     pub fn for_node(node: impl Into<Str>) -> Self {
-        Self { workloads: Workloads::for_node(node.into()), ..Self::default() }
+        Self {
+            workloads: Workloads::for_node(node.into()),
+            ..Self::default()
+        }
     }
 
     /// An index of just these resources, with every workload local.
     pub fn build(resources: Vec<Resource>) -> Self {
         let mut index = Self::default();
-        index.apply(Delta { remove: Vec::new(), upsert: resources });
+        index.apply(Delta {
+            remove: Vec::new(),
+            upsert: resources,
+        });
         index
     }
 
@@ -61,7 +69,7 @@ impl Index {
             self.upsert(resource, &mut members, &mut applied);
         }
         self.services.change_members(members);
-        if applied.verdicts_may_change {
+        if !applied.policies_set.is_empty() || !applied.policies_removed.is_empty() {
             self.policy_version += 1;
         }
         applied
@@ -78,7 +86,6 @@ impl Index {
             Key::Policy(key) => {
                 if self.policies.remove(&key) {
                     applied.policies_removed.push(key);
-                    applied.verdicts_may_change = true;
                 }
             }
         }
@@ -88,9 +95,6 @@ impl Index {
         match resource {
             Resource::Workload(new) => {
                 if let Some(old) = self.workloads.remove(&new.uid) {
-                    applied.verdicts_may_change |= self.workloads.is_local(&new)
-                        && (old.authorization_policies != new.authorization_policies
-                            || old.namespace != new.namespace);
                     members.leave(&old);
                 }
                 members.join(&new);
@@ -101,7 +105,6 @@ impl Index {
                 let key = policy.key.clone();
                 if self.policies.insert(policy) {
                     applied.policies_set.push(key);
-                    applied.verdicts_may_change = true;
                 }
             }
         }
@@ -124,7 +127,7 @@ impl Index {
         Delta::between(&self.resources(), new)
     }
 
-    /// Moves whenever something that verdicts are made of has changed: a policy, or a local workload's list of them.
+    /// Moves with every delta that adds, changes or removes a policy, and with no other.
     pub fn policy_version(&self) -> u64 {
         self.policy_version
     }
@@ -147,7 +150,12 @@ impl Index {
     }
 
     /// The local workload that a pod of that namespace, name and service account is.
-    pub fn local_workload(&self, namespace: &str, name: &str, service_account: &str) -> Option<&Arc<Workload>> {
+    pub fn local_workload(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+    ) -> Option<&Arc<Workload>> {
         self.workloads.local(namespace, name, service_account)
     }
 
@@ -158,61 +166,117 @@ impl Index {
 
     /// The Service that a client of `namespace` means by a host name: its own namespace's, else the canonical, else the first
     /// by namespace; only those visible to it. `None` asks for no visibility.
-    pub fn service_by_host(&self, hostname: &str, namespace: Option<&str>) -> Option<&Arc<Service>> {
+    pub fn service_by_host(
+        &self,
+        hostname: &str,
+        namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
         self.services.by_host(hostname, namespace)
     }
 
     /// The Service that a client of `namespace` means by an address: as for host names, exact addresses before ranges,
     /// and of ranges the longest within each rank of namespace.
-    pub fn service_by_ip(&self, network: &str, ip: IpAddr, namespace: Option<&str>) -> Option<&Arc<Service>> {
+    pub fn service_by_ip(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
         self.services.by_ip(network, ip, namespace)
     }
 
     /// The Services that list this workload, in the order of their names; unknown ones are left out.
-    pub fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Service>> {
-        workload.services.iter().filter_map(|m| self.service(&m.service.namespace, &m.service.hostname))
+    pub fn services_of<'a>(
+        &'a self,
+        workload: &'a Workload,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        workload
+            .services
+            .iter()
+            .filter_map(|m| self.service(&m.service.namespace, &m.service.hostname))
     }
 
     /// The endpoints of a Service that its health policy admits, those the workloads give first, each group by uid.
     pub fn endpoints<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = EndpointRef<'a>> {
-        let derived = self.services.members(&service.namespace, &service.hostname).iter();
+        let derived = self
+            .services
+            .members(&service.namespace, &service.hostname)
+            .iter();
         let derived = derived
-            .filter(|m| service.endpoints.iter().all(|own| own.workload_uid != m.workload.uid))
+            .filter(|m| {
+                service
+                    .endpoints
+                    .iter()
+                    .all(|own| own.workload_uid != m.workload.uid)
+            })
             .map(services::Member::endpoint);
         let own = service.endpoints.iter().filter_map(|own| {
             let workload = self.workload(&own.workload_uid)?;
-            Some(EndpointRef { workload, ports: &own.ports, status: own.status })
+            Some(EndpointRef {
+                workload,
+                ports: &own.ports,
+                status: own.status,
+            })
         });
-        derived.chain(own).filter(|e| e.is_healthy() || service.allows_unhealthy())
+        derived
+            .chain(own)
+            .filter(|e| e.is_healthy() || service.allows_unhealthy())
     }
 
     /// This workload as an endpoint of a Service, if it is one.
     pub fn endpoint<'a>(&'a self, service: &'a Service, uid: &str) -> Option<EndpointRef<'a>> {
-        let found = match service.endpoints.iter().find(|own| *own.workload_uid == *uid) {
-            Some(own) => {
-                EndpointRef { workload: self.workload(uid)?, ports: &own.ports, status: own.status }
-            }
-            None => self.services.member(&service.namespace, &service.hostname, uid)?.endpoint(),
+        let found = match service
+            .endpoints
+            .iter()
+            .find(|own| *own.workload_uid == *uid)
+        {
+            Some(own) => EndpointRef {
+                workload: self.workload(uid)?,
+                ports: &own.ports,
+                status: own.status,
+            },
+            None => self
+                .services
+                .member(&service.namespace, &service.hostname, uid)?
+                .endpoint(),
         };
         (found.is_healthy() || service.allows_unhealthy()).then_some(found)
     }
 
     /// What a waypoint or gateway reference means, without visibility when `namespace` is `None`.
-    pub(crate) fn referent(&self, reference: &Destination, namespace: Option<&str>) -> Option<Referent<'_>> {
+    pub(crate) fn referent(
+        &self,
+        reference: &Destination,
+        namespace: Option<&str>,
+    ) -> Option<Referent<'_>> {
         match reference {
-            Destination::Hostname(NamespacedHostname { namespace, hostname }) => {
+            Destination::Hostname(NamespacedHostname {
+                namespace,
+                hostname,
+            }) => {
                 let service = self.service(namespace, hostname).map(Referent::Service);
-                service.or_else(|| self.workload_by_hostname(namespace, hostname).map(Referent::Workload))
+                service.or_else(|| {
+                    self.workload_by_hostname(namespace, hostname)
+                        .map(Referent::Workload)
+                })
             }
             Destination::Address(at) => {
-                let service = self.service_by_ip(&at.network, at.ip, namespace).map(Referent::Service);
-                service.or_else(|| self.workload_by_ip(&at.network, at.ip).map(Referent::Workload))
+                let service = self
+                    .service_by_ip(&at.network, at.ip, namespace)
+                    .map(Referent::Service);
+                service.or_else(|| {
+                    self.workload_by_ip(&at.network, at.ip)
+                        .map(Referent::Workload)
+                })
             }
         }
     }
 
     /// The policies that apply to `workload`, each once, sorted by key; and the names it lists that nothing is known of.
-    pub(crate) fn policies_for<'a>(&'a self, workload: &'a Workload) -> (Vec<&'a Arc<Policy>>, Vec<&'a Str>) {
+    pub(crate) fn policies_for<'a>(
+        &'a self,
+        workload: &'a Workload,
+    ) -> (Vec<&'a Arc<Policy>>, Vec<&'a Str>) {
         self.policies.applying_to(workload)
     }
 
@@ -232,7 +296,9 @@ impl Index {
     }
 
     /// Names of Services that workloads list and that are not known, with those workloads; in no order.
-    pub fn unknown_services(&self) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
+    pub fn unknown_services(
+        &self,
+    ) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
         self.services.unknown()
     }
 }

@@ -5,16 +5,23 @@
 //! Beside them `local` (the local configuration file) and `dump` (what admin shows).
 #![forbid(unsafe_code)]
 
+pub mod admit;
+pub mod authorize;
+mod balance;
 pub mod index;
 pub mod name;
 pub mod policy;
+pub mod route;
 pub mod service;
 pub mod spiffe;
 pub mod workload;
 
+pub use admit::{Admitted, Authority, BadAuthority, Connect, Plain, Rejection, admit, admit_plain};
+pub use authorize::{Attempt, Denial, Note, Verdict, authorize};
 pub use index::{Applied, Delta, EndpointRef, Index, Key, Resource};
 pub use name::{Interner, NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 pub use policy::Policy;
+pub use route::{Decision, Flow, HBONE_PORT, Hop, Lookup, Plan, Refusal, Resolve, route};
 pub use service::Service;
 pub use spiffe::SpiffeId;
 pub use workload::{Workload, baggage};

@@ -44,7 +44,10 @@ impl FromStr for NamespacedHostname {
         if hostname.is_empty() {
             return Err(form);
         }
-        Ok(Self { namespace: namespace.into(), hostname: hostname.into() })
+        Ok(Self {
+            namespace: namespace.into(),
+            hostname: hostname.into(),
+        })
     }
 }
 
@@ -73,7 +76,10 @@ impl FromStr for NetworkAddress {
         if network.contains('/') {
             return Err(form);
         }
-        Ok(Self { network: network.into(), ip: ip.to_canonical() })
+        Ok(Self {
+            network: network.into(),
+            ip: ip.to_canonical(),
+        })
     }
 }
 
@@ -96,7 +102,9 @@ pub struct Interner<T: ?Sized + Hash + Eq> {
 
 impl<T: ?Sized + Hash + Eq> Default for Interner<T> {
     fn default() -> Self {
-        Self { held: HashSet::new() }
+        Self {
+            held: HashSet::new(),
+        }
     }
 }
 
@@ -145,7 +153,12 @@ mod tests {
 
     #[test]
     fn names_parse_and_print() {
-        let cases = [("shop/cart.shop.svc", true), ("/x", true), ("shop", false), ("shop/", false)];
+        let cases = [
+            ("shop/cart.shop.svc", true),
+            ("/x", true),
+            ("shop", false),
+            ("shop/", false),
+        ];
         for (text, good) in cases {
             let parsed = text.parse::<NamespacedHostname>();
             assert_eq!(parsed.is_ok(), good, "{text}");

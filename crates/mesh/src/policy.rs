@@ -27,9 +27,23 @@ pub struct Policy {
 
 impl Policy {
     /// A policy under its usual key, `namespace/name`, enforced.
-    pub fn new(namespace: &str, name: &str, scope: PolicyScope, action: Action, rules: Vec<Rule>) -> Self {
+    pub fn new(
+        namespace: &str,
+        name: &str,
+        scope: PolicyScope,
+        action: Action,
+        rules: Vec<Rule>,
+    ) -> Self {
         let key = format!("{namespace}/{name}").into();
-        Self { key, name: name.into(), namespace: namespace.into(), scope, action, dry_run: false, rules }
+        Self {
+            key,
+            name: name.into(),
+            namespace: namespace.into(),
+            scope,
+            action,
+            dry_run: false,
+            rules,
+        }
     }
 }
 

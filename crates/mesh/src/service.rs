@@ -44,17 +44,24 @@ pub struct Service {
 impl Service {
     /// Its key.
     pub fn key(&self) -> NamespacedHostname {
-        NamespacedHostname { namespace: self.namespace.clone(), hostname: self.hostname.clone() }
+        NamespacedHostname {
+            namespace: self.namespace.clone(),
+            hostname: self.hostname.clone(),
+        }
     }
 
     /// Whether connections go to the address that was dialled, without choosing an endpoint.
     pub fn is_passthrough(&self) -> bool {
-        self.load_balancer.as_ref().is_some_and(|lb| lb.mode == BalanceMode::Passthrough)
+        self.load_balancer
+            .as_ref()
+            .is_some_and(|lb| lb.mode == BalanceMode::Passthrough)
     }
 
     /// Whether unhealthy endpoints may be chosen too.
     pub fn allows_unhealthy(&self) -> bool {
-        self.load_balancer.as_ref().is_some_and(|lb| lb.health_policy == HealthPolicy::AllowAll)
+        self.load_balancer
+            .as_ref()
+            .is_some_and(|lb| lb.health_policy == HealthPolicy::AllowAll)
     }
 
     /// Whether a client in `namespace` may use it; `None` = do not ask.
@@ -84,7 +91,10 @@ pub struct PortMapping {
 impl Ports {
     /// The target of `service_port`; `Some(0)` when the port exists without a number of its own.
     pub fn target(&self, service_port: u16) -> Option<u16> {
-        let at = self.0.binary_search_by_key(&service_port, |m| m.service).ok()?;
+        let at = self
+            .0
+            .binary_search_by_key(&service_port, |m| m.service)
+            .ok()?;
         self.0.get(at).map(|m| m.target)
     }
 
@@ -108,7 +118,12 @@ impl FromIterator<(u16, u16)> for Ports {
     /// Takes (service port, target port) pairs in any order; of a repeated service port the last one holds.
     fn from_iter<I: IntoIterator<Item = (u16, u16)>>(pairs: I) -> Self {
         let sorted: std::collections::BTreeMap<u16, u16> = pairs.into_iter().collect();
-        Self(sorted.into_iter().map(|(service, target)| PortMapping { service, target }).collect())
+        Self(
+            sorted
+                .into_iter()
+                .map(|(service, target)| PortMapping { service, target })
+                .collect(),
+        )
     }
 }
 
@@ -134,7 +149,10 @@ impl SubjectAltName {
     /// Takes any text.
     pub fn new(text: impl Into<Str>) -> Self {
         let text = text.into();
-        Self { id: text.parse().ok(), text }
+        Self {
+            id: text.parse().ok(),
+            text,
+        }
     }
 
     /// As given.
@@ -236,19 +254,32 @@ mod tests {
 
     #[test]
     fn ports_are_sorted_and_the_last_of_a_kind_holds() {
-        let ports: Ports = [(443, 8443), (80, 8080), (80, 9090), (1, 0)].into_iter().collect();
+        let ports: Ports = [(443, 8443), (80, 8080), (80, 9090), (1, 0)]
+            .into_iter()
+            .collect();
         let all: Vec<_> = ports.iter().map(|m| (m.service, m.target)).collect();
         assert_eq!(all, [(1, 0), (80, 9090), (443, 8443)]);
-        assert_eq!((ports.target(80), ports.target(1), ports.target(2)), (Some(9090), Some(0), None));
+        assert_eq!(
+            (ports.target(80), ports.target(1), ports.target(2)),
+            (Some(9090), Some(0), None)
+        );
         assert!(ports.leads_to(8443) && !ports.leads_to(80));
     }
 
     #[test]
     fn only_spiffe_names_are_identities() {
         let service = Service {
-            subject_alt_names: ["spiffe://td/ns/a/sa/b", "example.com"].map(SubjectAltName::new).into(),
+            subject_alt_names: ["spiffe://td/ns/a/sa/b", "example.com"]
+                .map(SubjectAltName::new)
+                .into(),
             ..Service::default()
         };
-        assert_eq!(service.extra_identities().map(ToString::to_string).collect::<Vec<_>>(), ["spiffe://td/ns/a/sa/b"]);
+        assert_eq!(
+            service
+                .extra_identities()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            ["spiffe://td/ns/a/sa/b"]
+        );
     }
 }

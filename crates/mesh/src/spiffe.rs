@@ -24,8 +24,16 @@ pub struct NotSpiffe;
 
 impl SpiffeId {
     /// Puts an identity together. A part with a `/` in it prints as a text that no parser takes, so it matches no peer.
-    pub fn new(trust_domain: impl Into<Str>, namespace: impl Into<Str>, service_account: impl Into<Str>) -> Self {
-        Self { trust_domain: trust_domain.into(), namespace: namespace.into(), service_account: service_account.into() }
+    pub fn new(
+        trust_domain: impl Into<Str>,
+        namespace: impl Into<Str>,
+        service_account: impl Into<Str>,
+    ) -> Self {
+        Self {
+            trust_domain: trust_domain.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        }
     }
 
     /// The trust domain, e.g. `cluster.local`.
@@ -45,13 +53,20 @@ impl SpiffeId {
 
     /// The id without its scheme, as policies name principals: `<trust domain>/ns/<namespace>/sa/<service account>`.
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "{SCHEME}{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -68,7 +83,8 @@ impl FromStr for SpiffeId {
     fn from_str(text: &str) -> Result<Self, NotSpiffe> {
         let mut parts = text.strip_prefix(SCHEME).ok_or(NotSpiffe)?.split('/');
         let mut part = || parts.next().ok_or(NotSpiffe);
-        let (trust_domain, ns, namespace, sa, service_account) = (part()?, part()?, part()?, part()?, part()?);
+        let (trust_domain, ns, namespace, sa, service_account) =
+            (part()?, part()?, part()?, part()?, part()?);
         if ns != "ns" || sa != "sa" || parts.next().is_some() {
             return Err(NotSpiffe);
         }
@@ -108,6 +124,9 @@ mod tests {
     #[test]
     fn names_its_parts() {
         let id = SpiffeId::new("td", "shop", "cart");
-        assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("td", "shop", "cart"));
+        assert_eq!(
+            (id.trust_domain(), id.namespace(), id.service_account()),
+            ("td", "shop", "cart")
+        );
     }
 }

@@ -103,7 +103,11 @@ impl Default for Workload {
 impl Workload {
     /// The identity its peers must see.
     pub fn identity(&self) -> SpiffeId {
-        SpiffeId::new(self.trust_domain.clone(), self.namespace.clone(), self.service_account.clone())
+        SpiffeId::new(
+            self.trust_domain.clone(),
+            self.namespace.clone(),
+            self.service_account.clone(),
+        )
     }
 
     /// Whether both have the same identity.
@@ -115,7 +119,9 @@ impl Workload {
 
     /// How it takes part in the Service of that name, if it does.
     pub fn membership(&self, namespace: &str, hostname: &str) -> Option<&Membership> {
-        self.services.iter().find(|m| *m.service.hostname == *hostname && *m.service.namespace == *namespace)
+        self.services
+            .iter()
+            .find(|m| *m.service.hostname == *hostname && *m.service.namespace == *namespace)
     }
 
     /// Whether it is a pod, by the form of its uid.
@@ -265,7 +271,9 @@ pub fn baggage(workload: &Workload) -> String {
     ];
     let mut text = String::new();
     for (key, value) in items {
-        let plain = value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'='));
+        let plain = value
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'='));
         if value.is_empty() || !plain {
             continue;
         }
@@ -288,7 +296,11 @@ mod tests {
             workload_type: Some(WorkloadType::Deployment),
             canonical_name: "cart".into(),
             canonical_revision: "v3".into(),
-            locality: Arc::new(Locality { region: "eu-1".into(), zone: "eu-1b".into(), subzone: "x".into() }),
+            locality: Arc::new(Locality {
+                region: "eu-1".into(),
+                zone: "eu-1b".into(),
+                subzone: "x".into(),
+            }),
             ..Workload::default()
         };
         assert_eq!(

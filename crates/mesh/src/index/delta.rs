@@ -58,7 +58,10 @@ impl Delta {
         let changed = wanted.iter().filter(|(key, r)| held.get(*key) != Some(*r));
         Self {
             upsert: changed.map(|(_, r)| (*r).clone()).collect(),
-            remove: held.into_keys().filter(|key| !wanted.contains_key(key)).collect(),
+            remove: held
+                .into_keys()
+                .filter(|key| !wanted.contains_key(key))
+                .collect(),
         }
     }
 
@@ -68,13 +71,11 @@ impl Delta {
     }
 }
 
-/// What applying a [`Delta`] did to policies, for the log and for connections under way.
+/// What applying a [`Delta`] did to policies, for the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Keys of policies that are new or changed.
     pub policies_set: Vec<Str>,
     /// Keys of policies that are gone.
     pub policies_removed: Vec<Str>,
-    /// Whether [`crate::Index::policy_version`] has moved.
-    pub verdicts_may_change: bool,
 }

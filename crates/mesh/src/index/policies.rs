@@ -29,7 +29,12 @@ impl Policies {
         match policy.scope {
             PolicyScope::Global => add(&mut self.global, &policy),
             PolicyScope::Namespace => {
-                add(self.by_namespace.entry(policy.namespace.clone()).or_default(), &policy);
+                add(
+                    self.by_namespace
+                        .entry(policy.namespace.clone())
+                        .or_default(),
+                    &policy,
+                );
             }
             PolicyScope::WorkloadSelector => {}
         }
@@ -39,7 +44,9 @@ impl Policies {
 
     /// Takes it out. Says whether it was there.
     pub(super) fn remove(&mut self, key: &str) -> bool {
-        let Some(old) = self.by_key.remove(key) else { return false };
+        let Some(old) = self.by_key.remove(key) else {
+            return false;
+        };
         self.global.retain(|p| *p.key != *key);
         if let Some(held) = self.by_namespace.get_mut(&old.namespace) {
             held.retain(|p| *p.key != *key);
@@ -50,9 +57,17 @@ impl Policies {
         true
     }
 
-    pub(super) fn applying_to<'a>(&'a self, workload: &'a Workload) -> (Vec<&'a Arc<Policy>>, Vec<&'a Str>) {
+    pub(super) fn applying_to<'a>(
+        &'a self,
+        workload: &'a Workload,
+    ) -> (Vec<&'a Arc<Policy>>, Vec<&'a Str>) {
         let mut unknown = Vec::new();
-        let mut all: Vec<_> = self.by_namespace.get(&workload.namespace).into_iter().flatten().collect();
+        let mut all: Vec<_> = self
+            .by_namespace
+            .get(&workload.namespace)
+            .into_iter()
+            .flatten()
+            .collect();
         all.extend(&self.global);
         for key in workload.authorization_policies.iter() {
             match self.by_key.get(key) {

@@ -37,7 +37,11 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn endpoint(&self) -> EndpointRef<'_> {
-        EndpointRef { workload: &self.workload, ports: &self.ports, status: self.workload.status }
+        EndpointRef {
+            workload: &self.workload,
+            ports: &self.ports,
+            status: self.workload.status,
+        }
     }
 }
 
@@ -74,7 +78,10 @@ struct MemberChange {
 impl MemberChanges {
     pub(super) fn leave(&mut self, workload: &Arc<Workload>) {
         for membership in workload.services.iter() {
-            let change = self.by_service.entry(membership.service.clone()).or_default();
+            let change = self
+                .by_service
+                .entry(membership.service.clone())
+                .or_default();
             change.joined.remove(&workload.uid);
             change.left.insert(workload.uid.clone());
         }
@@ -82,8 +89,14 @@ impl MemberChanges {
 
     pub(super) fn join(&mut self, workload: &Arc<Workload>) {
         for membership in workload.services.iter() {
-            let change = self.by_service.entry(membership.service.clone()).or_default();
-            let member = Member { workload: workload.clone(), ports: membership.ports.clone() };
+            let change = self
+                .by_service
+                .entry(membership.service.clone())
+                .or_default();
+            let member = Member {
+                workload: workload.clone(),
+                ports: membership.ports.clone(),
+            };
             change.joined.insert(workload.uid.clone(), member);
         }
     }
@@ -91,19 +104,35 @@ impl MemberChanges {
 
 impl Services {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.slots.values().flatten().filter_map(|slot| slot.service.as_ref())
+        self.slots
+            .values()
+            .flatten()
+            .filter_map(|slot| slot.service.as_ref())
     }
 
-    pub(super) fn unknown(&self) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
-        let slots = self.slots.iter().flat_map(|(hostname, slots)| slots.iter().map(move |slot| (hostname, slot)));
-        slots.filter(|(_, slot)| slot.service.is_none()).map(|(hostname, slot)| {
-            let name = NamespacedHostname { namespace: slot.namespace.clone(), hostname: hostname.clone() };
-            (name, slot.members.iter().map(Member::endpoint))
-        })
+    pub(super) fn unknown(
+        &self,
+    ) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
+        let slots = self
+            .slots
+            .iter()
+            .flat_map(|(hostname, slots)| slots.iter().map(move |slot| (hostname, slot)));
+        slots
+            .filter(|(_, slot)| slot.service.is_none())
+            .map(|(hostname, slot)| {
+                let name = NamespacedHostname {
+                    namespace: slot.namespace.clone(),
+                    hostname: hostname.clone(),
+                };
+                (name, slot.members.iter().map(Member::endpoint))
+            })
     }
 
     fn slot(&self, namespace: &str, hostname: &str) -> Option<&Slot> {
-        self.slots.get(hostname)?.iter().find(|slot| *slot.namespace == *namespace)
+        self.slots
+            .get(hostname)?
+            .iter()
+            .find(|slot| *slot.namespace == *namespace)
     }
 
     /// The slot of that name, made if it is not there.
@@ -112,7 +141,14 @@ impl Services {
         let at = match slots.binary_search_by(|slot| slot.namespace.cmp(namespace)) {
             Ok(at) => at,
             Err(at) => {
-                slots.insert(at, Slot { namespace: namespace.clone(), service: None, members: Vec::new() });
+                slots.insert(
+                    at,
+                    Slot {
+                        namespace: namespace.clone(),
+                        service: None,
+                        members: Vec::new(),
+                    },
+                );
                 at
             }
         };
@@ -134,34 +170,57 @@ impl Services {
     }
 
     pub(super) fn members(&self, namespace: &str, hostname: &str) -> &[Member] {
-        self.slot(namespace, hostname).map_or(&[], |slot| &slot.members)
+        self.slot(namespace, hostname)
+            .map_or(&[], |slot| &slot.members)
     }
 
     pub(super) fn member(&self, namespace: &str, hostname: &str, uid: &str) -> Option<&Member> {
         let members = self.members(namespace, hostname);
-        let at = members.binary_search_by(|m| (*m.workload.uid).cmp(uid)).ok()?;
+        let at = members
+            .binary_search_by(|m| (*m.workload.uid).cmp(uid))
+            .ok()?;
         members.get(at)
     }
 
     pub(super) fn by_host(&self, hostname: &str, namespace: Option<&str>) -> Option<&Arc<Service>> {
-        let all = self.slots.get(hostname)?.iter().filter_map(|slot| slot.service.as_ref());
+        let all = self
+            .slots
+            .get(hostname)?
+            .iter()
+            .filter_map(|slot| slot.service.as_ref());
         best(all, namespace, |s| s.canonical)
     }
 
-    pub(super) fn by_ip(&self, network: &str, ip: IpAddr, namespace: Option<&str>) -> Option<&Arc<Service>> {
+    pub(super) fn by_ip(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
         let exact = self.vips.get(network).and_then(|vips| vips.get(&ip));
         let exact = exact.and_then(|all| best(all.iter(), namespace, |s| s.canonical));
         exact.or_else(|| self.by_range(network, ip, namespace))
     }
 
-    fn by_range(&self, network: &str, ip: IpAddr, namespace: Option<&str>) -> Option<&Arc<Service>> {
-        let holding = self.ranges.get(network)?.iter().filter_map(|(Reverse(length), ranges)| {
-            let range = IpNet::new(ip, *length).ok()?;
-            Some((*length, ranges.get(&range.network())?))
-        });
+    fn by_range(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
+        let holding = self
+            .ranges
+            .get(network)?
+            .iter()
+            .filter_map(|(Reverse(length), ranges)| {
+                let range = IpNet::new(ip, *length).ok()?;
+                Some((*length, ranges.get(&range.network())?))
+            });
         let all = holding.flat_map(|(length, services)| services.iter().map(move |s| (length, s)));
         let visible = all.filter(|(_, s)| s.is_visible_to(namespace));
-        let rank = |(length, s): &(u8, &Arc<Service>)| (namespace == Some(&s.namespace), *length, s.canonical);
+        let rank = |(length, s): &(u8, &Arc<Service>)| {
+            (namespace == Some(&s.namespace), *length, s.canonical)
+        };
         first_max(visible, rank).map(|(_, service)| service)
     }
 
@@ -171,19 +230,31 @@ impl Services {
             self.forget_addresses(&old);
         }
         for vip in &service.vips {
-            let at = self.vips.entry(vip.network.clone()).or_default().entry(vip.ip).or_default();
+            let at = self
+                .vips
+                .entry(vip.network.clone())
+                .or_default()
+                .entry(vip.ip)
+                .or_default();
             add(at, &service);
         }
         for range in &service.cidr_vips {
             let network = self.ranges.entry(range.network.clone()).or_default();
             let same_length = network.entry(Reverse(range.cidr.prefix_len())).or_default();
-            add(same_length.entry(range.cidr.network()).or_default(), &service);
+            add(
+                same_length.entry(range.cidr.network()).or_default(),
+                &service,
+            );
         }
     }
 
     pub(super) fn remove(&mut self, name: &NamespacedHostname) {
-        let Some(slots) = self.slots.get_mut(&name.hostname) else { return };
-        let slot = slots.iter_mut().find(|slot| slot.namespace == name.namespace);
+        let Some(slots) = self.slots.get_mut(&name.hostname) else {
+            return;
+        };
+        let slot = slots
+            .iter_mut()
+            .find(|slot| slot.namespace == name.namespace);
         if let Some(old) = slot.and_then(|slot| slot.service.take()) {
             self.forget_addresses(&old);
             self.tidy(&name.hostname);
@@ -233,7 +304,13 @@ fn best<'a>(
 
 /// The first of those with the highest rank.
 fn first_max<T, K: Ord>(all: impl Iterator<Item = T>, rank: impl Fn(&T) -> K) -> Option<T> {
-    all.reduce(|best, next| if rank(&next) > rank(&best) { next } else { best })
+    all.reduce(|best, next| {
+        if rank(&next) > rank(&best) {
+            next
+        } else {
+            best
+        }
+    })
 }
 
 /// Adds to a list kept by namespace and host name, once.
@@ -245,7 +322,9 @@ fn add(list: &mut Vec<Arc<Service>>, service: &Arc<Service>) {
 }
 
 fn take_out(table: &mut HashMap<IpAddr, Vec<Arc<Service>>>, key: IpAddr, old: &Service) {
-    let Some(held) = table.get_mut(&key) else { return };
+    let Some(held) = table.get_mut(&key) else {
+        return;
+    };
     held.retain(|s| s.namespace != old.namespace || s.hostname != old.hostname);
     if held.is_empty() {
         table.remove(&key);

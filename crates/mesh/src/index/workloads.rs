@@ -32,7 +32,10 @@ impl PartialEq for Workloads {
 
 impl Workloads {
     pub(super) fn for_node(node: Str) -> Self {
-        Self { node, ..Self::default() }
+        Self {
+            node,
+            ..Self::default()
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Workload>> {
@@ -44,16 +47,29 @@ impl Workloads {
     }
 
     pub(super) fn by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_ip.get(network)?.get(&address_key(ip)).and_then(Sharers::first)
+        self.by_ip
+            .get(network)?
+            .get(&address_key(ip))
+            .and_then(Sharers::first)
     }
 
     pub(super) fn by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
-        self.by_hostname.get(hostname)?.iter().find(|w| *w.namespace == *namespace)
+        self.by_hostname
+            .get(hostname)?
+            .iter()
+            .find(|w| *w.namespace == *namespace)
     }
 
-    pub(super) fn local(&self, namespace: &str, name: &str, service_account: &str) -> Option<&Arc<Workload>> {
+    pub(super) fn local(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+    ) -> Option<&Arc<Workload>> {
         let named = self.local.get(name)?;
-        named.iter().find(|w| *w.namespace == *namespace && *w.service_account == *service_account)
+        named
+            .iter()
+            .find(|w| *w.namespace == *namespace && *w.service_account == *service_account)
     }
 
     pub(super) fn is_local(&self, workload: &Workload) -> bool {
@@ -69,10 +85,20 @@ impl Workloads {
             }
         }
         if !workload.hostname.is_empty() {
-            add(self.by_hostname.entry(workload.hostname.clone()).or_default(), &workload, by_uid);
+            add(
+                self.by_hostname
+                    .entry(workload.hostname.clone())
+                    .or_default(),
+                &workload,
+                by_uid,
+            );
         }
         if self.is_local(&workload) {
-            add(self.local.entry(workload.name.clone()).or_default(), &workload, by_uid);
+            add(
+                self.local.entry(workload.name.clone()).or_default(),
+                &workload,
+                by_uid,
+            );
         }
         self.by_uid.insert(ByUid(workload));
     }
@@ -81,7 +107,10 @@ impl Workloads {
         let ByUid(old) = self.by_uid.take(uid)?;
         if let Some(network) = self.by_ip.get_mut(&old.network) {
             for ip in old.addresses.iter().map(|ip| address_key(*ip)) {
-                if network.get_mut(&ip).is_some_and(|sharers| sharers.drop_uid(uid)) {
+                if network
+                    .get_mut(&ip)
+                    .is_some_and(|sharers| sharers.drop_uid(uid))
+                {
                     network.remove(&ip);
                 }
             }
@@ -96,7 +125,9 @@ impl Workloads {
 }
 
 fn take_out(table: &mut HashMap<Str, Vec<Arc<Workload>>>, key: &str, uid: &str) {
-    let Some(held) = table.get_mut(key) else { return };
+    let Some(held) = table.get_mut(key) else {
+        return;
+    };
     held.retain(|w| *w.uid != *uid);
     if held.is_empty() {
         table.remove(key);
@@ -104,7 +135,11 @@ fn take_out(table: &mut HashMap<Str, Vec<Arc<Workload>>>, key: &str, uid: &str) 
 }
 
 /// Adds to a sorted list, once.
-fn add<K: Ord>(list: &mut Vec<Arc<Workload>>, workload: &Arc<Workload>, rank: impl Fn(&Workload) -> K) {
+fn add<K: Ord>(
+    list: &mut Vec<Arc<Workload>>,
+    workload: &Arc<Workload>,
+    rank: impl Fn(&Workload) -> K,
+) {
     if let Err(at) = list.binary_search_by(|w| rank(w).cmp(&rank(workload))) {
         list.insert(at, workload.clone());
     }
