@@ -1,0 +1,122 @@
+//! Many short connections one after another, as a health check of the path: how many failed, and how.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::line;
+
+/// Connections between two lines of progress.
+const PROGRESS_EVERY: u64 = 100;
+
+/// A load.
+#[derive(Args)]
+pub struct Load {
+    /// Where to.
+    #[arg(long)]
+    to: SocketAddr,
+    /// How many connections in all.
+    #[arg(long, default_value_t = 1000)]
+    count: u64,
+    /// How many at a time.
+    #[arg(long, default_value_t = 1)]
+    threads: u64,
+    /// Send an HTTP request for this path instead of a text to be echoed.
+    #[arg(long)]
+    http: Option<String>,
+    /// A connection that takes longer in a step has failed, in milliseconds.
+    #[arg(long, default_value_t = 10_000)]
+    timeout_ms: u64,
+    /// Go on until standard output is closed or the process is ended; `--count` is not looked at.
+    #[arg(long)]
+    endless: bool,
+}
+
+impl Load {
+    /// `ok`, `failed`, `errors` (text to count), `ms_max`, `ms_p50`, `ms_p99`.
+    pub fn run(&self) -> Value {
+        let taken = AtomicU64::new(0);
+        let found = Mutex::new((Vec::new(), BTreeMap::<String, u64>::new()));
+        thread::scope(|scope| {
+            for _ in 0..self.threads {
+                scope.spawn(|| self.work(&taken, &found));
+            }
+        });
+        let (mut times, errors) = found.into_inner().unwrap_or_default();
+        times.sort_unstable();
+        let at = |share: usize| {
+            times
+                .get(times.len() * share / 100)
+                .or(times.last())
+                .copied()
+                .unwrap_or_default()
+        };
+        let failed: u64 = errors.values().sum();
+        json!({"ok": times.len(), "failed": failed, "errors": errors,
+            "ms_p50": at(50), "ms_p99": at(99), "ms_max": times.last()})
+    }
+
+    fn work(&self, taken: &AtomicU64, found: &Mutex<(Vec<u64>, BTreeMap<String, u64>)>) {
+        loop {
+            let number = taken.fetch_add(1, Ordering::Relaxed);
+            if number >= self.count && !self.endless {
+                return;
+            }
+            let since = Instant::now();
+            let outcome = self.one();
+            let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            {
+                let mut found = found
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                match outcome {
+                    Ok(()) => found.0.push(ms),
+                    Err((step, error)) => {
+                        *found.1.entry(format!("{step}: {error}")).or_default() += 1
+                    }
+                }
+            }
+            if (number + 1) % PROGRESS_EVERY == 0 {
+                line(&format!("done {}", number + 1));
+            }
+        }
+    }
+
+    fn one(&self) -> Result<(), (&'static str, std::io::Error)> {
+        let at = |step: &'static str| move |error: std::io::Error| (step, error);
+        let limit = Duration::from_millis(self.timeout_ms);
+        let mut stream = TcpStream::connect_timeout(&self.to, limit).map_err(at("connect"))?;
+        stream
+            .set_read_timeout(Some(limit))
+            .map_err(at("options"))?;
+        stream.set_nodelay(true).map_err(at("options"))?;
+        let (ask, wanted) = match &self.http {
+            Some(path) => (
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+                "HTTP/1.1 200",
+            ),
+            None => ("are you there?".to_owned(), "are you there?"),
+        };
+        stream.write_all(ask.as_bytes()).map_err(at("send"))?;
+        if self.http.is_none() {
+            stream.shutdown(Shutdown::Write).map_err(at("shutdown"))?;
+        }
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map_err(at("receive"))?;
+        if answer.starts_with(wanted.as_bytes()) {
+            Ok(())
+        } else {
+            Err((
+                "receive",
+                std::io::Error::other(format!("{} wrong bytes", answer.len())),
+            ))
+        }
+    }
+}
