@@ -1,2 +1,83 @@
-//! (being written)
+//! The data plane: takes captured connections of enrolled pods, asks `mesh` what to do with each, does it, reports.
+//!
+//! One file per step, one per path; `shard` holds the data threads. Namespaces, raw sockets, files and enrolment are left
+//! to the assembly, which implements [`needs`].
 #![forbid(unsafe_code)]
+
+mod accept;
+mod connect;
+mod copy;
+mod dns;
+mod failure;
+mod identify;
+mod inbound;
+mod live;
+pub mod needs;
+mod outbound;
+mod passthrough;
+mod pod;
+mod refusals;
+mod report;
+mod shard;
+mod tunnels;
+
+use mesh::{Index, Str, Workload};
+use telemetry::access::Access;
+use telemetry::metrics::Registry;
+use tokio::sync::watch;
+
+pub use failure::Failure;
+pub use live::OpenFlow;
+pub use pod::{FLOWS_PER_POD_MAX, Listeners, Phase, Pod, PodName};
+pub use refusals::{REFUSALS_KEPT, Refusal, Refusals};
+pub use shard::{Handle, Shards};
+
+/// Settings of the data plane.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// name of the network this node is on, as in the mesh state
+    pub network: Str,
+    /// HTTP/2 parameters and pool bounds
+    pub hbone: hbone::Settings,
+    /// answer a CONNECT with the local workload's attributes, and read the peer's
+    pub response_baggage: bool,
+    /// deliver PROXY-protocol tunnels on the pod's loopback
+    pub localhost_app_tunnel: bool,
+    /// log policy decisions at info instead of debug
+    pub policy_info: bool,
+}
+
+/// What all data threads read.
+pub struct Shared {
+    /// settings
+    pub config: Config,
+    /// the mesh state; one snapshot is borrowed per decision
+    pub index: watch::Receiver<Index>,
+    /// certificates of the local pods
+    pub certs: identity::Certs,
+    /// access log
+    pub access: Access,
+    /// metrics; each thread takes a shard of its own
+    pub registry: Registry,
+    /// refusals with their reasons
+    pub refusals: Refusals,
+}
+
+impl Shared {
+    /// Asks policy about an inbound flow and logs what it said.
+    fn decide(&self, subject: &live::Subject, local: &Workload) -> Result<(), Failure> {
+        let verdict = subject.authorize(&self.index.borrow(), local);
+        for note in &verdict.notes {
+            let policy = note.policy();
+            let policy = policy.as_deref();
+            if note.is_warning() {
+                tracing::warn!(target: "ztunnel::state", policy, "{note}");
+            } else if self.config.policy_info {
+                tracing::info!(target: "ztunnel::state", policy, "{note}");
+            } else {
+                tracing::debug!(target: "ztunnel::state", policy, "{note}");
+            }
+        }
+        verdict.outcome.map_err(Failure::Denied)
+    }
+}

@@ -1,0 +1,141 @@
+//! First step of every path: take connections off a pod's listeners and give each to a data thread.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::pod::{Listeners, Phase, Pod, Stay, reached};
+use crate::shard::{LoadMark, Shard};
+use crate::{dns, inbound, outbound, passthrough};
+
+/// Pause after a failed accept, so that exhausted descriptors do not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Which listener a connection came in on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// captured outbound connection of the application
+    Outbound,
+    /// HBONE from a peer
+    Hbone,
+    /// captured plaintext inbound connection
+    Plaintext,
+}
+
+impl Kind {
+    fn reporter(self) -> telemetry::metrics::Reporter {
+        match self {
+            Kind::Outbound => telemetry::metrics::Reporter::Source,
+            Kind::Hbone | Kind::Plaintext => telemetry::metrics::Reporter::Destination,
+        }
+    }
+}
+
+/// One accepted connection on the thread that serves it.
+pub(crate) struct Accepted {
+    pub(crate) shard: Rc<Shard>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) stream: tokio::net::TcpStream,
+    /// the other end
+    pub(crate) peer: SocketAddr,
+    /// where the connection was meant to go: the local address, as capture keeps it
+    pub(crate) orig_dst: SocketAddr,
+    /// what the connection takes until it is over
+    pub(crate) held: Held,
+}
+
+/// Places in the pod's budget, the thread's load and the socket gauge, given back on drop.
+pub(crate) struct Held {
+    _stay: Stay,
+    _mark: LoadMark,
+    _open: telemetry::metrics::Socket,
+}
+
+/// Starts the accept loops of `pod` on this thread.
+pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners) {
+    let Listeners { outbound, hbone, plaintext, dns } = listeners;
+    for (kind, listener) in [(Kind::Outbound, outbound), (Kind::Hbone, hbone), (Kind::Plaintext, plaintext)] {
+        let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = listen(&shard, &pod, kind, listener).await {
+                tracing::error!(pod = %pod.uid, ?kind, %error, "listener failed");
+            }
+        });
+    }
+    if let Some(port) = dns {
+        tokio::task::spawn_local(dns::serve(Arc::clone(&shard.shared), Arc::clone(pod), port));
+    }
+}
+
+async fn listen(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, listener: std::net::TcpListener) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut phase = pod.phase();
+    loop {
+        tokio::select! {
+            biased;
+            () = reached(&mut phase, Phase::Drain) => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => admit(shard, pod, kind, stream.into_std()?),
+                Err(error) => {
+                    tracing::warn!(pod = %pod.uid, ?kind, %error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    // what the kernel has completed already would be reset by closing the listener
+    while *phase.borrow() == Phase::Drain {
+        let waiting = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = std::future::ready(()) => break,
+        };
+        match waiting {
+            Ok((stream, _)) => admit(shard, pod, kind, stream.into_std()?),
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+fn admit(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) {
+    if let Some(stream) = shard.place(pod, kind, stream) {
+        take(shard, pod, kind, stream);
+    }
+}
+
+/// Serves one accepted connection on this thread.
+pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) {
+    let Some(stay) = pod.enter() else {
+        shard.shared.refusals.shed(pod, kind);
+        return;
+    };
+    let accepted = match settle(shard, pod, kind, stream, stay) {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            tracing::debug!(pod = %pod.uid, ?kind, %error, "connection gone before it was served");
+            return;
+        }
+    };
+    match kind {
+        Kind::Outbound => drop(tokio::task::spawn_local(outbound::serve(accepted))),
+        Kind::Hbone => drop(tokio::task::spawn_local(inbound::serve(accepted))),
+        Kind::Plaintext => drop(tokio::task::spawn_local(passthrough::serve(accepted))),
+    }
+}
+
+fn settle(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream, stay: Stay) -> io::Result<Accepted> {
+    let stream = tokio::net::TcpStream::from_std(stream)?;
+    let (peer, orig_dst) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
+    let held = Held { _stay: stay, _mark: shard.mark(), _open: shard.counters.socket(kind.reporter()) };
+    Ok(Accepted { shard: Rc::clone(shard), pod: Arc::clone(pod), stream, peer, orig_dst, held })
+}
+
+/// The address without IPv4-in-IPv6 mapping.
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,176 @@
+//! Moves bytes between an accepted connection and its upstream until both directions have ended.
+//!
+//! Half-closes travel; resets count as an end. While nothing moves a connection holds no buffer: reads go through one
+//! scratch buffer per thread. Counting happens per write, so that metrics are live.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use crate::failure::Failure;
+
+/// Bytes of one read at the start of a flow.
+const READ_FIRST: usize = 1024;
+/// Bytes of one read once [`GROW_AFTER`] bytes have moved: one TLS record with room for framing.
+const READ_RECORD: usize = 16_384 - 64;
+/// Bytes of one read once [`GROW_MORE_AFTER`] bytes have moved.
+const READ_BULK: usize = 16 * 16_384 - 64;
+const GROW_AFTER: u64 = 128 * 1024;
+const GROW_MORE_AFTER: u64 = 10 * 1024 * 1024;
+
+thread_local! {
+    /// Where reads of plain connections land; what cannot be written at once is copied out of it.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BULK]);
+}
+
+/// Where moved bytes are counted, as the client sees them.
+pub(crate) trait Count {
+    /// `bytes` went from the client to the server.
+    fn up(&self, bytes: usize);
+    /// `bytes` went from the server to the client.
+    fn down(&self, bytes: usize);
+}
+
+/// Copies between two plain connections.
+pub(crate) async fn plain(client: &mut TcpStream, server: &mut TcpStream, count: &impl Count) {
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    tokio::join!(
+        pass(client_read, server_write, |n| count.up(n)),
+        pass(server_read, client_write, |n| count.down(n)),
+    );
+}
+
+/// Copies between a plain client and a tunnel to the server.
+///
+/// Errors: the tunnel broke; both directions are over then.
+pub(crate) async fn into_tunnel(client: &mut TcpStream, server: hbone::Tunnel, count: &impl Count) -> Result<(), Failure> {
+    let (read, write) = client.split();
+    let (send, receive) = server.split();
+    tokio::try_join!(enter(read, send, |n| count.up(n)), leave(receive, write, |n| count.down(n)))?;
+    Ok(())
+}
+
+/// Copies between a client's tunnel and a plain server.
+///
+/// Errors: the tunnel broke; both directions are over then.
+pub(crate) async fn from_tunnel(client: hbone::Tunnel, server: &mut TcpStream, count: &impl Count) -> Result<(), Failure> {
+    let (read, write) = server.split();
+    let (send, receive) = client.split();
+    tokio::try_join!(leave(receive, write, |n| count.up(n)), enter(read, send, |n| count.down(n)))?;
+    Ok(())
+}
+
+/// Size of the next read after `moved` bytes.
+fn read_size(moved: u64) -> usize {
+    match moved {
+        GROW_MORE_AFTER.. => READ_BULK,
+        GROW_AFTER.. => READ_RECORD,
+        _ => READ_FIRST,
+    }
+}
+
+/// One direction between two plain connections.
+async fn pass(mut read: ReadHalf<'_>, mut write: WriteHalf<'_>, count: impl Fn(usize)) {
+    let mut moved = 0;
+    while let Some((len, left)) = poll_fn(|cx| hand_on(cx, &mut read, &write, read_size(moved))).await {
+        if !left.is_empty() && write.write_all(&left).await.is_err() {
+            return;
+        }
+        moved += len as u64;
+        count(len);
+    }
+    // the other side may be gone already, then there is nobody to tell
+    let _ = write.shutdown().await;
+}
+
+/// Reads once and writes at once; gives the length read and what could not be written yet. None = the end.
+fn hand_on(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, write: &WriteHalf<'_>, size: usize) -> Poll<Option<(usize, Vec<u8>)>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let Some(len) = ready!(poll_read(cx, read, &mut scratch[..size])) else { return Poll::Ready(None) };
+        let written = match write.try_write(&scratch[..len]) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => return Poll::Ready(None),
+        };
+        Poll::Ready(Some((len, scratch[written..len].to_vec())))
+    })
+}
+
+/// Length of one read. None = the end, also by a reset.
+///
+/// Goes through `AsyncRead`, which learns from a short read that nothing more waits; a bare `try_read` would ask again.
+fn poll_read(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, into: &mut [u8]) -> Poll<Option<usize>> {
+    let mut into = ReadBuf::new(into);
+    match ready!(Pin::new(read).poll_read(cx, &mut into)) {
+        Ok(()) => Poll::Ready(Some(into.filled().len()).filter(|&len| len > 0)),
+        Err(_) => Poll::Ready(None),
+    }
+}
+
+/// One direction from a plain connection into a tunnel.
+async fn enter(mut read: ReadHalf<'_>, mut send: hbone::SendHalf, count: impl Fn(usize)) -> Result<(), Failure> {
+    let mut moved = 0;
+    while let Some(mut data) = poll_fn(|cx| take(cx, &mut read, read_size(moved))).await {
+        let len = data.len();
+        while !data.is_empty() {
+            let room = poll_fn(|cx| send.poll_ready(cx, data.len())).await.map_err(Failure::Data)?;
+            if room == 0 {
+                return Ok(());
+            }
+            send.write(data.split_to(room.min(data.len()))).map_err(Failure::Data)?;
+        }
+        moved += len as u64;
+        count(len);
+    }
+    send.finish().map_err(Failure::Data)
+}
+
+/// Reads once into a buffer of its own, no longer than what was read. None = the end.
+fn take(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, size: usize) -> Poll<Option<Bytes>> {
+    if size < READ_BULK {
+        return SCRATCH.with_borrow_mut(|scratch| {
+            let len = ready!(poll_read(cx, read, &mut scratch[..size]));
+            Poll::Ready(len.map(|len| Bytes::copy_from_slice(&scratch[..len])))
+        });
+    }
+    let mut buffer = BytesMut::zeroed(size);
+    let len = ready!(poll_read(cx, read, &mut buffer));
+    Poll::Ready(len.map(|len| {
+        buffer.truncate(len);
+        // a short read must not pin a long buffer until the peer has room for it
+        if len < size / 4 { Bytes::copy_from_slice(&buffer) } else { buffer.freeze() }
+    }))
+}
+
+/// One direction out of a tunnel to a plain connection.
+async fn leave(mut receive: hbone::RecvHalf, mut write: WriteHalf<'_>, count: impl Fn(usize)) -> Result<(), Failure> {
+    while let Some(data) = poll_fn(|cx| receive.poll_data(cx)).await {
+        let data = data.map_err(Failure::Data)?;
+        if write.write_all(&data).await.is_err() {
+            return Ok(());
+        }
+        count(data.len());
+    }
+    let _ = write.shutdown().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_grow_with_the_flow() {
+        for (moved, size) in [(0, 1024), (131_071, 1024), (131_072, 16_320), (10_485_759, 16_320), (10_485_760, 262_080)] {
+            assert_eq!(read_size(moved), size, "{moved}");
+        }
+    }
+}

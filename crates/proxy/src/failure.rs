@@ -1,0 +1,164 @@
+//! Why a flow ended early: one variant per step of its path, with its text, its metric flag and its HTTP status.
+
+use std::io;
+use std::net::SocketAddr;
+
+use telemetry::metrics::Flag;
+
+/// Why a flow ended early. The texts are those of the access log's `error` key.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The pod's own workload did not appear in the mesh state in time.
+    #[error("failed to fetch information about local workload: {0}")]
+    LocalWorkload(String),
+    /// The connection leads to one of our own listeners.
+    #[error("attempted recursive call to ourselves")]
+    SelfCall,
+    /// The mesh has no way to the destination.
+    #[error("{0}")]
+    Route(mesh::Refusal),
+    /// The mesh state lacks something that only a lookup could tell.
+    #[error("{0}")]
+    Lacks(mesh::Lookup),
+    /// The CONNECT request or plaintext destination is not for this pod.
+    #[error("{0}")]
+    Rejected(mesh::Rejection),
+    /// The CONNECT request is malformed.
+    #[error("{0}")]
+    Request(hbone::BadRequest),
+    /// Authorization policy, before the connection was made.
+    #[error("connection closed due to policy rejection: {0}")]
+    Denied(mesh::Denial),
+    /// Authorization policy, after it was made.
+    #[error("connection closed due to policy change")]
+    PolicyChange,
+    /// The pod left or the process ended.
+    #[error("connection closed due to connection drain")]
+    Drain,
+    /// The next hop of an outbound connection could not be reached.
+    #[error("io error: connect to {to}: {cause}")]
+    Connect {
+        /// next hop
+        to: SocketAddr,
+        /// what the kernel said
+        #[source]
+        cause: io::Error,
+    },
+    /// The next hop of a tunnel did not answer at all.
+    #[error("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: connect to {to}")]
+    ConnectTimeout {
+        /// next hop
+        to: SocketAddr,
+    },
+    /// The application in the pod could not be reached.
+    #[error("connection failed: connect to {to}: {cause}")]
+    Application {
+        /// the application's address
+        to: SocketAddr,
+        /// what the kernel said
+        #[source]
+        cause: io::Error,
+    },
+    /// No certificate for the pod.
+    #[error("identity error: {0}")]
+    Identity(#[from] identity::IdentityError),
+    /// TLS could not be configured.
+    #[error("tls error: {0}")]
+    TlsConfig(String),
+    /// The TLS handshake failed.
+    #[error("io error: {0}")]
+    Tls(io::Error),
+    /// The HTTP/2 handshake with a peer failed.
+    #[error("{0}")]
+    Handshake(hbone::HandshakeError),
+    /// No tunnel came about because the pool was at a bound.
+    #[error("io error: {0}")]
+    Pool(String),
+    /// The PROXY protocol header could not be given to the application.
+    #[error("application tunnel: {0}")]
+    ApplicationTunnel(&'static str),
+    /// The peer refused the CONNECT.
+    #[error("{0}")]
+    Refused(hbone::ConnectError),
+    /// The tunnel broke while bytes were moving.
+    #[error("{0}")]
+    Data(hbone::TunnelError),
+}
+
+impl Failure {
+    /// The metric flag. Matches every variant, so that a new one must choose.
+    pub fn flag(&self) -> Flag {
+        match self {
+            Failure::Denied(_) | Failure::PolicyChange => Flag::Deny,
+            Failure::Drain => Flag::None,
+            Failure::Identity(_) => Flag::IdentityError,
+            Failure::TlsConfig(_) => Flag::TlsFailure,
+            Failure::Handshake(_) => Flag::H2HandshakeFailure,
+            Failure::Refused(hbone::ConnectError::Status(_)) => Flag::Connect,
+            Failure::Refused(_) | Failure::Data(_) => Flag::H2HandshakeFailure,
+            Failure::ConnectTimeout { .. } => Flag::NetworkPolicy,
+            Failure::LocalWorkload(_)
+            | Failure::SelfCall
+            | Failure::Route(_)
+            | Failure::Lacks(_)
+            | Failure::Rejected(_)
+            | Failure::Request(_)
+            | Failure::Connect { .. }
+            | Failure::Application { .. }
+            | Failure::Pool(_)
+            | Failure::ApplicationTunnel(_)
+            | Failure::Tls(_) => Flag::Connect,
+        }
+    }
+
+    /// The answer to a CONNECT that failed so (spec: HBONE §5).
+    pub fn status(&self) -> u16 {
+        match self {
+            Failure::Request(_) => 400,
+            Failure::Rejected(why) => why.status(),
+            Failure::Denied(_) | Failure::PolicyChange => 401,
+            Failure::LocalWorkload(_)
+            | Failure::SelfCall
+            | Failure::Route(_)
+            | Failure::Lacks(_)
+            | Failure::Drain
+            | Failure::Connect { .. }
+            | Failure::ConnectTimeout { .. }
+            | Failure::Application { .. }
+            | Failure::Identity(_)
+            | Failure::TlsConfig(_)
+            | Failure::Tls(_)
+            | Failure::Handshake(_)
+            | Failure::Pool(_)
+            | Failure::ApplicationTunnel(_)
+            | Failure::Refused(_)
+            | Failure::Data(_) => 503,
+        }
+    }
+
+    /// A short fixed word for counters.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Failure::LocalWorkload(_) => "local_workload_unknown",
+            Failure::SelfCall => "self_call",
+            Failure::Route(_) => "no_route",
+            Failure::Lacks(_) => "lookup",
+            Failure::Rejected(_) => "rejected",
+            Failure::Request(_) => "bad_request",
+            Failure::Denied(_) => "policy",
+            Failure::PolicyChange => "policy_change",
+            Failure::Drain => "drain",
+            Failure::Connect { .. } => "connect",
+            Failure::ConnectTimeout { .. } => "connect_timeout",
+            Failure::Application { .. } => "application",
+            Failure::Identity(_) => "identity",
+            Failure::TlsConfig(_) => "tls_config",
+            Failure::Tls(_) => "tls_handshake",
+            Failure::Handshake(_) => "h2_handshake",
+            Failure::Pool(_) => "pool",
+            Failure::ApplicationTunnel(_) => "application_tunnel",
+            Failure::Refused(_) => "refused_by_peer",
+            Failure::Data(_) => "tunnel_broken",
+        }
+    }
+}

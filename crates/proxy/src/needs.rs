@@ -1,0 +1,70 @@
+//! What the data plane asks of the rest of the process, as traits of its own.
+//!
+//! `ztunnel` implements them over namespaces and raw sockets; this crate never sees a file descriptor or a namespace.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use tokio::net::TcpSocket;
+
+/// Where a new TCP socket is to be connected to; it decides mark, source address and device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dial {
+    /// A peer outside of the pod: another node's daemon, a waypoint, a plain destination.
+    Hop {
+        /// next hop
+        to: SocketAddr,
+    },
+    /// The application in the pod.
+    App {
+        /// address the application listens on
+        to: SocketAddr,
+        /// client address that the application is to see as its peer; none = the pod's own
+        from: Option<IpAddr>,
+    },
+}
+
+impl Dial {
+    /// The address to connect to.
+    pub fn to(&self) -> SocketAddr {
+        match self {
+            Dial::Hop { to } | Dial::App { to, .. } => *to,
+        }
+    }
+}
+
+/// Sockets inside one pod's network namespace.
+pub trait Net: Send + Sync {
+    /// A non-blocking TCP socket in the pod's namespace, bound and marked for `dial`, not yet connected.
+    ///
+    /// Errors: whatever the kernel says about creating, marking or binding it.
+    fn socket(&self, dial: &Dial) -> io::Result<TcpSocket>;
+
+    /// A non-blocking UDP socket in the pod's namespace, connected to `resolver` and exempt from DNS steering.
+    fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket>;
+}
+
+/// One DNS question as the pod sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// bytes of the message
+    pub len: usize,
+    /// the application's socket
+    pub client: SocketAddr,
+    /// the resolver it was sent to
+    pub resolver: SocketAddr,
+}
+
+/// The pod's DNS socket: questions in, answers out under the resolver's own address.
+pub trait DnsPort: Send {
+    /// A duplicate of the socket, only to wait for readiness on.
+    fn readiness(&self) -> io::Result<UdpSocket>;
+
+    /// Takes one question if there is one.
+    ///
+    /// Errors: `WouldBlock` when none waits.
+    fn try_recv(&self, buf: &mut [u8]) -> io::Result<Asked>;
+
+    /// Sends `answer` to `client` as if `resolver` had.
+    fn answer(&self, resolver: SocketAddr, client: SocketAddr, answer: &[u8]) -> io::Result<()>;
+}

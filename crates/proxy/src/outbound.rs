@@ -1,0 +1,127 @@
+//! Outbound: a connection that the application opened and capture brought here.
+//!
+//! accept → identify → plan → connect → copy → report. What the mesh wants is decided by `mesh::route`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh::{Decision, Flow, Hop, Plan, Workload};
+use telemetry::access::Direction;
+
+use crate::accept::Accepted;
+use crate::connect::connect;
+use crate::copy;
+use crate::failure::Failure;
+use crate::identify::local_workload;
+use crate::live::OpenFlow;
+use crate::needs::Dial;
+use crate::pod::{Phase, reached};
+use crate::report::{self, End, Facts, Report};
+use crate::tunnels::Key;
+
+/// Serves one captured outbound connection to its end.
+pub(crate) async fn serve(mut flow: Accepted) {
+    let since = Instant::now();
+    let mut phase = flow.pod.phase();
+    let planned = tokio::select! {
+        biased;
+        () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
+        planned = plan(&flow) => planned,
+    };
+    let (source, plan) = match planned {
+        Ok(planned) => planned,
+        Err(why) => return report::refused(&flow.shard.shared, Direction::Outbound, flow.peer, flow.orig_dst, &why),
+    };
+    let report = Report::open(&flow.shard, &facts(&flow, &source, &plan), since);
+    let shard = flow.shard.clone();
+    let _place = shard.live.enter(open_flow(&flow, &plan));
+    let ended = tokio::select! {
+        biased;
+        () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
+        ended = carry(&mut flow, &source, &plan, &report) => ended,
+    };
+    report.close(ended);
+}
+
+/// Who asks, and where the connection goes.
+async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
+    let shared = &flow.shard.shared;
+    let source = local_workload(shared, &flow.pod).await?;
+    let asked = Flow { source: Arc::clone(&source), client: flow.peer, target: flow.orig_dst, socks: false };
+    let decision = mesh::route(&shared.index.borrow(), &asked, &mut *flow.shard.rng.borrow_mut());
+    match decision {
+        Decision::Go(plan) => Ok((source, plan)),
+        Decision::Lacks(lookup) => Err(Failure::Lacks(lookup)),
+        Decision::Refuse(why) => Err(Failure::Route(why)),
+    }
+}
+
+/// Connects upstream and copies until both directions end.
+async fn carry(flow: &mut Accepted, source: &Arc<Workload>, plan: &Plan, report: &Report) -> Result<(), Failure> {
+    match &plan.hop {
+        Hop::Passthrough | Hop::Tcp => {
+            let dial = Dial::Hop { to: plan.to };
+            let mut upstream = connect(&*flow.pod.net, &dial).await.map_err(|cause| Failure::Connect { to: plan.to, cause })?;
+            copy::plain(&mut flow.stream, &mut upstream, report).await;
+            Ok(())
+        }
+        Hop::Hbone { authority, expected } => {
+            let key = Key {
+                source: source.identity(),
+                expected: expected.clone(),
+                destination: plan.destination.as_ref().map(|w| w.uid.clone()),
+                client: flow.peer.ip(),
+                next_hop: plan.to,
+            };
+            let service = plan.service.as_ref().map(|s| s.hostname.clone());
+            let connect = hbone::Connect {
+                authority,
+                baggage: baggage(source),
+                forwarded: hbone::Forwarded { client: flow.peer, host: service.as_deref() },
+                traceparent: hbone::Traceparent::random(&mut *flow.shard.rng.borrow_mut()),
+                forwarded_network: None,
+            };
+            let tunnel = flow.shard.tunnels(&flow.pod).open(&flow.shard, &flow.pod, &key, &connect).await?;
+            copy::into_tunnel(&mut flow.stream, tunnel, report).await
+        }
+    }
+}
+
+/// The `baggage` header of a workload; what a header cannot carry is left out.
+pub(crate) fn baggage(workload: &Workload) -> hbone::HeaderValue {
+    hbone::HeaderValue::try_from(mesh::baggage(workload)).unwrap_or_else(|_| hbone::HeaderValue::from_static(""))
+}
+
+fn facts(flow: &Accepted, source: &Arc<Workload>, plan: &Plan) -> Facts {
+    let (mutual_tls, authority) = match &plan.hop {
+        Hop::Passthrough | Hop::Tcp => (false, None),
+        Hop::Hbone { authority, .. } => (true, Some(authority.as_str().into())),
+    };
+    Facts {
+        direction: Direction::Outbound,
+        source: End { address: Some(flow.peer), workload: Some(Arc::clone(source)), identity: Some(source.identity()), baggage: None },
+        destination: End {
+            address: Some(plan.to),
+            workload: plan.destination.clone(),
+            identity: plan.destination.as_deref().map(Workload::identity),
+            baggage: None,
+        },
+        service: plan.service.clone(),
+        authority,
+        mutual_tls,
+    }
+}
+
+fn open_flow(flow: &Accepted, plan: &Plan) -> OpenFlow {
+    OpenFlow {
+        pod: flow.pod.uid.clone(),
+        inbound: false,
+        source: flow.peer,
+        original: Some(flow.orig_dst.to_string()),
+        actual: plan.to,
+        protocol: match &plan.hop {
+            Hop::Passthrough | Hop::Tcp => "TCP",
+            Hop::Hbone { .. } => "HBONE",
+        },
+    }
+}

@@ -1,0 +1,142 @@
+//! One enrolled pod as the data threads see it: who it is, its sockets, how long it may still serve, what it uses.
+//!
+//! Shared by all data threads; the only thing they write here is the number of flows, at accept and at the end.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mesh::Str;
+use tokio::sync::{Notify, watch};
+
+use crate::needs::{DnsPort, Net};
+
+/// Most flows (and tunnels accepted) that one pod may have open at a time, so that one pod cannot take the node's
+/// descriptors: half of a usual hard limit of 1,048,576 with two descriptors a flow, spread over 16 busy pods.
+pub const FLOWS_PER_POD_MAX: usize = 16_384;
+
+/// How far a pod's time in the mesh has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Accepts and serves.
+    Serve,
+    /// Accepts nothing new; what is open goes on (un-enrolled, or the process is ending).
+    Drain,
+    /// Everything open is cut.
+    Cut,
+}
+
+/// The listening sockets inside a pod's namespace.
+pub struct Listeners {
+    /// captured outbound connections; the local address of an accepted socket is the original destination
+    pub outbound: TcpListener,
+    /// HBONE, port 15008
+    pub hbone: TcpListener,
+    /// captured plaintext inbound connections
+    pub plaintext: TcpListener,
+    /// DNS questions, where the pod's DNS is steered
+    pub dns: Option<Box<dyn DnsPort>>,
+}
+
+/// Identity and state of one pod.
+pub struct Pod {
+    /// pod UID
+    pub uid: Str,
+    /// pod name
+    pub name: Str,
+    /// pod namespace
+    pub namespace: Str,
+    /// service account
+    pub service_account: Str,
+    /// sockets in its namespace
+    pub net: Arc<dyn Net>,
+    phase: watch::Sender<Phase>,
+    flows: AtomicUsize,
+    idle: Notify,
+}
+
+/// Who a pod is, as the enrolment source named it.
+#[derive(Debug, Clone)]
+pub struct PodName {
+    /// pod UID
+    pub uid: Str,
+    /// pod name
+    pub name: Str,
+    /// pod namespace
+    pub namespace: Str,
+    /// service account
+    pub service_account: Str,
+}
+
+impl Pod {
+    /// A pod that serves from now on.
+    pub fn new(who: PodName, net: Arc<dyn Net>) -> Arc<Self> {
+        let PodName { uid, name, namespace, service_account } = who;
+        let phase = watch::Sender::new(Phase::Serve);
+        Arc::new(Self { uid, name, namespace, service_account, net, phase, flows: AtomicUsize::new(0), idle: Notify::new() })
+    }
+
+    /// Moves to a later phase; a phase never goes back.
+    pub fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|now| {
+            let later = to > *now;
+            if later {
+                *now = to;
+            }
+            later
+        });
+    }
+
+    /// The phase, to wait on.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Open flows and accepted tunnels.
+    pub fn flows(&self) -> usize {
+        self.flows.load(Ordering::Relaxed)
+    }
+
+    /// Returns once no flow of the pod is open.
+    pub async fn idle(&self) {
+        loop {
+            let ended = self.idle.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if self.flows() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Counts one more flow in, unless the pod's budget of [`FLOWS_PER_POD_MAX`] is used up.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Stay> {
+        if self.flows.fetch_add(1, Ordering::Relaxed) >= FLOWS_PER_POD_MAX {
+            self.leave();
+            return None;
+        }
+        Some(Stay(Arc::clone(self)))
+    }
+
+    fn leave(&self) {
+        if self.flows.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+/// One flow's place in its pod's budget, given back on drop.
+pub(crate) struct Stay(Arc<Pod>);
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// Waits until `phase` is at least `wanted`; also returns when the pod is gone.
+pub(crate) async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
+    // an error means that the pod itself was dropped, which is later than any phase
+    let _ = phase.wait_for(|now| *now >= wanted).await;
+}

@@ -1,0 +1,84 @@
+//! One pod's HBONE tunnels on one data thread: dialled, authenticated, pooled.
+//!
+//! Which tunnel a destination needs is decided in `mesh`; sharing and bounds are the pool's.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use mesh::{SpiffeId, Str};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::Config;
+use crate::connect::connect;
+use crate::failure::Failure;
+use crate::needs::Dial;
+use crate::pod::Pod;
+use crate::shard::Shard;
+
+/// Longest wait for a TLS handshake, on either side, so that a half-open peer holds nothing for long.
+pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What two connections must have in common to share a tunnel. Not the authority: many destinations share a waypoint.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// the pod's identity
+    pub(crate) source: SpiffeId,
+    /// identities of which the peer must prove one
+    pub(crate) expected: Vec<SpiffeId>,
+    /// workload behind the next hop, so that a reused address never meets an old tunnel
+    pub(crate) destination: Option<Str>,
+    /// the application's address
+    pub(crate) client: IpAddr,
+    /// where the tunnel goes
+    pub(crate) next_hop: SocketAddr,
+}
+
+/// The pool of one pod on one thread.
+pub(crate) struct Tunnels {
+    pool: hbone::Pool<Key>,
+    settings: hbone::Settings,
+}
+
+impl Tunnels {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { pool: hbone::Pool::new(&config.hbone), settings: config.hbone.clone() }
+    }
+
+    /// A tunnel to `key.next_hop` for one connection, shared or new.
+    ///
+    /// Errors: no certificate, no connection, no handshake, a CONNECT refused.
+    pub(crate) async fn open(&self, shard: &Shard, pod: &Pod, key: &Key, connect: &hbone::Connect<'_>) -> Result<hbone::Tunnel, Failure> {
+        let slot = self.pool.get(key, || self.dial(shard, pod, key)).await.map_err(|error| match error {
+            hbone::GetError::Dial(failure) => failure,
+            other => Failure::Pool(other.to_string()),
+        })?;
+        slot.connect(connect).await.map_err(Failure::Refused)
+    }
+
+    async fn dial(&self, shard: &Shard, pod: &Pod, key: &Key) -> Result<(hbone::Sender, hbone::Driver<TlsStream<TcpStream>>), Failure> {
+        let to = key.next_hop;
+        let credential = shard.shared.certs.get(&key.source).await?;
+        let stream = connect(&*pod.net, &Dial::Hop { to }).await.map_err(|cause| match cause.kind() {
+            std::io::ErrorKind::TimedOut => Failure::ConnectTimeout { to },
+            _ => Failure::Connect { to, cause },
+        })?;
+        let tls = TlsConnector::from(credential.client_config(&key.expected));
+        // the name is not sent and not compared: identity is the SPIFFE id
+        let handshake = tls.connect(ServerName::IpAddress(to.ip().into()), stream);
+        let stream = match timeout(TLS_TIMEOUT, handshake).await {
+            Ok(done) => done.map_err(Failure::Tls)?,
+            Err(_) => return Err(Failure::Tls(std::io::ErrorKind::TimedOut.into())),
+        };
+        hbone::handshake(stream, &self.settings).await.map_err(Failure::Handshake)
+    }
+
+    /// Shares none of the tunnels any longer; idle ones close.
+    pub(crate) fn clear(self: &Rc<Self>) {
+        self.pool.clear();
+    }
+}
