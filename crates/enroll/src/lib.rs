@@ -1,2 +1,14 @@
-//! (being written)
+//! Which pods of this node are ours: sources say what they see, the [`Roster`] says what to start and to stop.
+//!
+//! Starting listeners, capturing traffic and certificates are left to the assembly: this room only emits.
 #![forbid(unsafe_code)]
+
+pub mod file;
+pub mod pod;
+pub mod roster;
+pub mod rules;
+pub mod watch;
+
+pub use pod::{CaptureOptions, Labels, OutPod, Phase, Pod, PodEvent, PodSpec, Sighting};
+pub use roster::{Action, Roster, StopReason};
+pub use rules::{Rules, Verdict, Warning, Why};

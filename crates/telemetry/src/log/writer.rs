@@ -15,6 +15,10 @@ const WRITE_BYTES: usize = 64 * 1024;
 const BATCH_REST: Duration = Duration::from_millis(5);
 
 /// What passes through the queue.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "records are the common item, a box would be one allocation per connection"
+)]
 pub(crate) enum Item {
     /// A finished line with its line end.
     Line(String),

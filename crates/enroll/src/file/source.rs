@@ -1,0 +1,133 @@
+//! Follows the enrolment file: reads it, reads it again when it changes, and emits what it says.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc::Sender;
+use tracing::warn;
+
+use super::{BYTES_MAX, FileError, parse};
+use crate::pod::{PodEvent, Sighting};
+use crate::rules::Rules;
+use crate::watch::{FileWatch, WatchConfig};
+
+/// Emits a snapshot at the start and after each change, of the file or of the places it names. While the file cannot be understood
+/// it emits why, once per reason. Returns when the receiver is gone.
+pub async fn source(path: PathBuf, rules: Rules, config: WatchConfig, events: Sender<PodEvent>) {
+    let mut watch = FileWatch::new(&path, config);
+    let mut follower = Follower {
+        path,
+        rules,
+        text: String::new(),
+        sent: Sent::Nothing,
+    };
+    loop {
+        if let Some(event) = follower.look() {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = watch.looked() => {}
+            () = events.closed() => return,
+        }
+    }
+}
+
+/// What the receiver knows.
+#[derive(PartialEq)]
+enum Sent {
+    Nothing,
+    Pods(Vec<Sighting>),
+    Fault(String),
+}
+
+struct Follower {
+    path: PathBuf,
+    rules: Rules,
+    /// Text of the last look, so that warnings come once per change.
+    text: String,
+    sent: Sent,
+}
+
+impl Follower {
+    /// Reads the file; an event if what it says is not what was sent last.
+    fn look(&mut self) -> Option<PodEvent> {
+        let looked = read(&self.path).and_then(|text| self.sightings(text));
+        let now = match &looked {
+            Ok(sightings) => Sent::Pods(sightings.clone()),
+            Err(fault) => Sent::Fault(chain(fault)),
+        };
+        if now == self.sent {
+            return None;
+        }
+        self.sent = now;
+        Some(match looked {
+            Ok(sightings) => PodEvent::Snapshot(sightings),
+            Err(fault) => {
+                warn!(path = %self.path.display(), error = chain(&fault), "enrolment file not understood, last good state stays");
+                PodEvent::Invalid(fault)
+            }
+        })
+    }
+
+    fn sightings(&mut self, text: String) -> Result<Vec<Sighting>, FileError> {
+        let found = parse(&text)?.sightings(&self.rules);
+        let changed = text != self.text;
+        self.text = text;
+        let sighting = |(sighting, warnings): (Sighting, Vec<_>)| {
+            for warning in warnings.iter().filter(|_| changed) {
+                warn!(pod = %sighting.uid(), %warning, "annotation ignored");
+            }
+            observe(sighting)
+        };
+        Ok(found.into_iter().map(sighting).collect())
+    }
+}
+
+/// An error and its cause.
+fn chain(fault: &FileError) -> String {
+    match std::error::Error::source(fault) {
+        Some(cause) => format!("{fault}: {cause}"),
+        None => fault.to_string(),
+    }
+}
+
+fn read(path: &Path) -> Result<String, FileError> {
+    let failed = |cause| FileError::Read {
+        path: path.to_owned(),
+        cause,
+    };
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )));
+    }
+    let mut text = String::new();
+    let bytes = File::open(path)
+        .and_then(|file| file.take(BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(failed)?;
+    if bytes as u64 > BYTES_MAX {
+        Err(FileError::TooLarge)
+    } else {
+        Ok(text)
+    }
+}
+
+/// Adds what is at the places now: a namespace made anew under the same name is another one.
+fn observe(sighting: Sighting) -> Sighting {
+    match sighting {
+        Sighting::In(spec) => {
+            let mut spec = Arc::unwrap_or_clone(spec);
+            let inode = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.ino());
+            spec.netns_inode = inode(&spec.netns);
+            spec.cgroup_inode = inode(&spec.cgroup);
+            Sighting::In(Arc::new(spec))
+        }
+        out => out,
+    }
+}
