@@ -1,0 +1,182 @@
+//! The connecting end of a connection: opens tunnels and keeps count of them. It never dials and never retries.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use http::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::keepalive::Keepalive;
+use crate::settings::RESETS_KEPT;
+use crate::{Connect, ConnectError, ConnectionError, HandshakeError, SendHalf, Settings, Tunnel};
+
+/// Starts HTTP/2 on `io` as its client. Does not wait for the peer: its SETTINGS are obeyed when they come.
+///
+/// The [`Driver`] must be polled for anything to move. The connection closes when all tunnels have ended and all
+/// [`Sender`]s are dropped, or at once when the driver is dropped.
+pub async fn handshake<IO>(
+    io: IO,
+    settings: &Settings,
+) -> Result<(Sender, Driver<IO>), HandshakeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let shake = builder(settings).handshake(io);
+    let (h2, mut conn) = tokio::time::timeout(settings.handshake_timeout, shake)
+        .await
+        .map_err(|_| HandshakeError::Timeout(settings.handshake_timeout))?
+        .map_err(HandshakeError::H2)?;
+    let ping = conn.ping_pong().expect("taken once per connection, here");
+    let keepalive = Keepalive::new(ping, settings);
+    let sender = Sender {
+        h2,
+        open: Arc::default(),
+        limit: settings.client_streams,
+    };
+    Ok((sender, Driver { conn, keepalive }))
+}
+
+fn builder(settings: &Settings) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(settings.stream_window_sent())
+        .initial_connection_window_size(settings.connection_window_sent())
+        .max_frame_size(settings.frame_size_sent())
+        .max_header_list_size(settings.client_header_list)
+        .initial_max_send_streams(settings.client_streams)
+        .max_send_buffer_size(settings.client_send_buffer)
+        .max_concurrent_reset_streams(RESETS_KEPT)
+        .data_frame_budget(settings.data_frame_budget());
+    builder
+}
+
+/// Opens tunnels on one connection. Clones share it.
+#[derive(Clone)]
+pub struct Sender {
+    h2: SendRequest<Bytes>,
+    /// Tunnels open or being opened.
+    open: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl Sender {
+    /// Tunnels open or being opened.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Tunnels allowed at once: own limit or the peer's, whichever is smaller. The peer's counts once it is known.
+    pub fn limit(&self) -> usize {
+        self.limit.min(self.h2.current_max_send_streams())
+    }
+
+    /// False once no new tunnel can be opened: connection closed, GOAWAY received, stream ids used up.
+    pub fn is_usable(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(self.h2.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+    }
+
+    /// A place for one more tunnel, if the connection is usable and has room.
+    pub fn reserve(&self) -> Option<Slot> {
+        (self.open() < self.limit() && self.is_usable()).then(|| self.claim())
+    }
+
+    /// A place for one more tunnel whatever the limit; beyond the peer's, opening waits until it allows.
+    pub fn claim(&self) -> Slot {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Slot {
+            h2: self.h2.clone(),
+            permit: Permit(self.open.clone()),
+        }
+    }
+
+    /// Opens a tunnel: `claim` and [`Slot::connect`] in one.
+    pub async fn connect(&self, request: &Connect<'_>) -> Result<Tunnel, ConnectError> {
+        self.claim().connect(request).await
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (open, limit) = (self.open(), self.limit());
+        f.debug_struct("Sender")
+            .field("open", &open)
+            .field("limit", &limit)
+            .finish()
+    }
+}
+
+/// A place for one tunnel on a connection. Counted until it, or the tunnel made from it, is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    h2: SendRequest<Bytes>,
+    permit: Permit,
+}
+
+impl Slot {
+    /// Sends the CONNECT and waits for the answer; only exactly 200 is success. Dropping the future resets the stream.
+    ///
+    /// There is no time limit of its own: a dead connection is found by PING, a slow destination is the peer's matter.
+    pub async fn connect(self, request: &Connect<'_>) -> Result<Tunnel, ConnectError> {
+        let request = request.request()?;
+        let mut h2 = self.h2.ready().await?;
+        let (response, send) = h2.send_request(request, false)?;
+        drop(h2);
+        let permit = Arc::new(self.permit);
+        let send = SendHalf::new(send, Some(permit.clone()));
+        let (head, recv) = response.await?.into_parts();
+        match head.status {
+            StatusCode::OK => Ok(Tunnel::new(send, recv, head.headers, Some(permit))),
+            other => Err(ConnectError::Status(other)),
+        }
+    }
+}
+
+/// One counted tunnel.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Moves the frames of one connection, and its PINGs. Ends with the connection; dropping it closes the transport.
+///
+/// Errors: [`ConnectionError::PingTimeout`] when the peer went silent, [`ConnectionError::H2`] when the transport or
+/// the protocol broke. The open tunnels see an error as well.
+#[must_use = "a connection only moves while its driver is polled"]
+pub struct Driver<IO> {
+    conn: Connection<IO, Bytes>,
+    keepalive: Keepalive,
+}
+
+impl<IO> Future for Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = Result<(), ConnectionError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(end) = Pin::new(&mut self.conn).poll(cx) {
+            return Poll::Ready(end.map_err(ConnectionError::H2));
+        }
+        self.keepalive
+            .poll_lost(cx)
+            .map(|()| Err(ConnectionError::PingTimeout(self.keepalive.timeout())))
+    }
+}
+
+impl<IO> fmt::Debug for Driver<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Driver")
+    }
+}

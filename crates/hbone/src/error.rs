@@ -1,0 +1,131 @@
+//! What can end a handshake, a connection, a CONNECT and a tunnel. One enum per question; texts as the access log
+//! prints them.
+
+use std::time::Duration;
+
+use h2::Reason;
+use http::StatusCode;
+
+/// Why no HTTP/2 connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The client did not open with the HTTP/2 connection preface: HTTP/1.1, or no HTTP at all.
+    #[error("http2 handshake failed: peer does not speak HTTP/2")]
+    Preface,
+    /// The peer neither sent nor took the preface in time.
+    #[error("http2 handshake failed: no progress within {0:?}")]
+    Timeout(Duration),
+    /// The connection broke during the handshake.
+    #[error("http2 handshake failed: {0}")]
+    H2(#[source] h2::Error),
+}
+
+/// Why a connection ended other than by agreement.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// A PING stayed unanswered for this long.
+    #[error("h2 failed: PING unanswered for {0:?}")]
+    PingTimeout(Duration),
+    /// The transport broke, or one side broke the protocol.
+    #[error("h2 failed: {0}")]
+    H2(#[from] h2::Error),
+}
+
+/// Why a CONNECT gave no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer answered with something other than 200.
+    #[error("http status: {0}")]
+    Status(StatusCode),
+    /// The request cannot be written as HTTP/2; the name of the part that is wrong.
+    #[error("h2 failed: {0} cannot be sent as a header")]
+    Unsendable(&'static str),
+    /// The connection or the stream failed before an answer came.
+    #[error("h2 failed: {0}")]
+    H2(#[from] h2::Error),
+}
+
+/// Why bytes no longer move in one direction of a tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The peer no longer reads, without calling it an error: a broken pipe, which a copier ignores.
+    #[error("broken pipe")]
+    Gone,
+    /// The peer reset the stream with an error code.
+    #[error("h2 failed: stream reset: {0}")]
+    Reset(Reason),
+    /// The connection under the tunnel failed.
+    #[error("h2 failed: {0}")]
+    H2(#[source] h2::Error),
+}
+
+impl TunnelError {
+    /// True for an end that is no error: the peer closed its side early.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, TunnelError::Gone)
+    }
+
+    /// What a received RST_STREAM with `reason` means to the sending side.
+    pub(crate) fn from_reason(reason: Reason) -> Self {
+        match reason {
+            Reason::NO_ERROR | Reason::CANCEL | Reason::STREAM_CLOSED => TunnelError::Gone,
+            other => TunnelError::Reset(other),
+        }
+    }
+
+    /// Sorts an error of h2 on a stream.
+    pub(crate) fn from_h2(error: h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_reset() => TunnelError::from_reason(reason),
+            _ => TunnelError::H2(error),
+        }
+    }
+}
+
+impl From<TunnelError> for std::io::Error {
+    fn from(error: TunnelError) -> Self {
+        let kind = match &error {
+            TunnelError::Gone => std::io::ErrorKind::BrokenPipe,
+            TunnelError::Reset(_) => std::io::ErrorKind::ConnectionReset,
+            TunnelError::H2(cause) => cause
+                .get_io()
+                .map_or(std::io::ErrorKind::ConnectionAborted, std::io::Error::kind),
+        };
+        std::io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reset_codes_are_sorted_as_the_contract_says() {
+        for reason in [Reason::NO_ERROR, Reason::CANCEL, Reason::STREAM_CLOSED] {
+            assert!(TunnelError::from_reason(reason).is_gone(), "{reason:?}");
+        }
+        for reason in [
+            Reason::PROTOCOL_ERROR,
+            Reason::INTERNAL_ERROR,
+            Reason::REFUSED_STREAM,
+            Reason::ENHANCE_YOUR_CALM,
+        ] {
+            assert!(!TunnelError::from_reason(reason).is_gone(), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn texts_are_those_of_the_access_log() {
+        let refused = ConnectError::Status(StatusCode::UNAUTHORIZED);
+        assert_eq!(refused.to_string(), "http status: 401 Unauthorized");
+        let odd = ConnectError::Status(StatusCode::from_u16(503).unwrap());
+        assert_eq!(odd.to_string(), "http status: 503 Service Unavailable");
+        let handshake = HandshakeError::Preface.to_string();
+        assert!(
+            handshake.starts_with("http2 handshake failed: "),
+            "{handshake}"
+        );
+        let ping = ConnectionError::PingTimeout(Duration::from_secs(20)).to_string();
+        assert_eq!(ping, "h2 failed: PING unanswered for 20s");
+    }
+}

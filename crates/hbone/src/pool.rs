@@ -1,0 +1,225 @@
+//! Shares connections between tunnels to the same peer. What makes two peers the same is in the caller's key, how to
+//! dial is the caller's closure; the rules are in `pool/book.rs`, here are only the waiting and the tasks.
+
+mod book;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::{debug, warn};
+
+use crate::{ConnectionError, Driver, Sender, Settings, Slot};
+use book::{Book, Checkout, Line};
+
+/// Longest wait for dials of others to the same key. Dials that fail are tried again one after the other, so without
+/// a bound the last of many would wait for all.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// A pool of client connections, keyed by whatever makes two of them exchangeable. Belongs to one thread; clones
+/// share it. Dropping the last clone closes all its connections.
+///
+/// Runs its connections with `spawn_local`: needs a `LocalSet` or a local runtime.
+pub struct Pool<K>(Rc<Inner<K>>);
+
+struct Inner<K> {
+    book: RefCell<Book<K, Sender>>,
+    /// Keys being dialled, and who waits for the outcome.
+    dials: RefCell<HashMap<K, Rc<Notify>>>,
+    /// The connections' drivers and the sweeper; all end with the pool.
+    tasks: RefCell<JoinSet<()>>,
+    sweeping: Cell<bool>,
+}
+
+/// Why a pool gave no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError<E> {
+    /// The own dial failed.
+    #[error("{0}")]
+    Dial(E),
+    /// Others dialled all the time, and none succeeded.
+    #[error("no connection to the next hop within {WAIT_MAX:?}")]
+    Waited,
+}
+
+impl<K> Pool<K>
+where
+    K: Clone + Eq + Hash + fmt::Debug + 'static,
+{
+    /// An empty pool; `pool_size` and `pool_idle` are taken from the settings.
+    pub fn new(settings: &Settings) -> Self {
+        Pool(Rc::new(Inner {
+            book: RefCell::new(Book::new(settings.pool_size, settings.pool_idle)),
+            dials: RefCell::default(),
+            tasks: RefCell::new(JoinSet::new()),
+            sweeping: Cell::new(false),
+        }))
+    }
+
+    /// A place on a connection for `key`: on one that has room, else on one that `dial` makes.
+    ///
+    /// At most one dial per key is under way; other callers wait for it, then share it or dial in turn. A failed dial
+    /// is reported to its own caller only. Dropping the future gives the turn to the next.
+    pub async fn get<IO, E>(
+        &self,
+        key: &K,
+        dial: impl AsyncFnOnce() -> Result<(Sender, Driver<IO>), E>,
+    ) -> Result<Slot, GetError<E>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let until = Instant::now() + WAIT_MAX;
+        loop {
+            let checkout = self.0.book.borrow_mut().checkout(key, Instant::now());
+            match checkout {
+                Checkout::Use(slot) => return Ok(slot),
+                Checkout::Dial => return self.dial(key, dial).await.map_err(GetError::Dial),
+                Checkout::Wait => self.wait(key, until).await.map_err(|_| GetError::Waited)?,
+            }
+        }
+    }
+
+    /// Takes all connections out of the pool: the idle ones close, the others when their tunnels have ended.
+    pub fn clear(&self) {
+        self.0.book.borrow_mut().clear();
+    }
+
+    /// Connections in the pool.
+    pub fn len(&self) -> usize {
+        self.0.book.borrow().len()
+    }
+
+    /// True when no connection is in the pool.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    async fn wait(&self, key: &K, until: Instant) -> Result<(), tokio::time::error::Elapsed> {
+        let dial = self.0.dials.borrow().get(key).cloned();
+        match dial {
+            // Registered when the future is made, and nothing has run since the checkout: no wake-up is lost.
+            Some(dial) => timeout_at(until, dial.notified()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn dial<IO, E>(
+        &self,
+        key: &K,
+        dial: impl AsyncFnOnce() -> Result<(Sender, Driver<IO>), E>,
+    ) -> Result<Slot, E>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let turn = Turn::take(&self.0, key);
+        let (sender, driver) = dial().await?;
+        let slot = sender.claim();
+        self.0
+            .book
+            .borrow_mut()
+            .add(key.clone(), sender, Instant::now());
+        self.drive(key.clone(), driver);
+        self.start_sweeper();
+        drop(turn);
+        Ok(slot)
+    }
+
+    /// Runs a connection until it ends, then forgets it.
+    fn drive<IO>(&self, key: K, driver: Driver<IO>)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let pool = Rc::downgrade(&self.0);
+        self.spawn(async move {
+            match driver.await {
+                Ok(()) => debug!(peer = ?key, "connection closed"),
+                Err(error @ ConnectionError::PingTimeout(_)) => {
+                    warn!(peer = ?key, %error, "connection dropped, its tunnels fail");
+                }
+                Err(error) => debug!(peer = ?key, %error, "connection failed"),
+            }
+            if let Some(pool) = pool.upgrade() {
+                pool.book.borrow_mut().prune(&key);
+            }
+        });
+    }
+
+    /// Keeps one task that releases idle connections while there are any.
+    fn start_sweeper(&self) {
+        if !self.0.sweeping.replace(true) {
+            self.spawn(sweep(Rc::downgrade(&self.0)));
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.0.tasks.borrow_mut();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_local(task);
+    }
+}
+
+async fn sweep<K: Clone + Eq + Hash>(pool: Weak<Inner<K>>) {
+    loop {
+        let Some(pool) = pool.upgrade() else { return };
+        let next = pool.book.borrow_mut().sweep(Instant::now());
+        let Some(next) = next else {
+            pool.sweeping.set(false);
+            return;
+        };
+        drop(pool);
+        sleep_until(next).await;
+    }
+}
+
+impl<K> Clone for Pool<K> {
+    fn clone(&self) -> Self {
+        Pool(self.0.clone())
+    }
+}
+
+impl<K> fmt::Debug for Pool<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl Line for Sender {
+    type Slot = Slot;
+
+    fn is_usable(&self) -> bool {
+        Sender::is_usable(self)
+    }
+
+    fn reserve(&self) -> Option<Slot> {
+        Sender::reserve(self)
+    }
+}
+
+/// The right to dial a key, held while dialling. However it ends, the next waiter gets its chance.
+struct Turn<'a, K: Clone + Eq + Hash> {
+    pool: &'a Inner<K>,
+    key: &'a K,
+}
+
+impl<'a, K: Clone + Eq + Hash> Turn<'a, K> {
+    fn take(pool: &'a Inner<K>, key: &'a K) -> Self {
+        pool.dials.borrow_mut().insert(key.clone(), Rc::default());
+        Turn { pool, key }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Drop for Turn<'_, K> {
+    fn drop(&mut self) {
+        self.pool.book.borrow_mut().dialled(self.key);
+        if let Some(waiters) = self.pool.dials.borrow_mut().remove(self.key) {
+            waiters.notify_waiters();
+        }
+    }
+}

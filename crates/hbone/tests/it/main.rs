@@ -1,0 +1,8 @@
+//! HBONE over in-memory pipes: golden bytes against a peer written by hand, and both ends against each other.
+
+mod ping;
+mod pool;
+mod server;
+mod support;
+mod tunnel;
+mod wire;
