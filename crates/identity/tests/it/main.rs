@@ -1,0 +1,6 @@
+//! Real TLS handshakes over in-memory pipes, and the life of certificates on a paused clock.
+
+mod certs;
+mod handshake;
+mod pki;
+mod shared_root;
