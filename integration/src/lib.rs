@@ -8,6 +8,7 @@
 pub mod access;
 pub mod cgroup;
 pub mod daemon;
+pub mod demo;
 pub mod http;
 pub mod leftovers;
 pub mod metrics;
