@@ -4,7 +4,7 @@
 use anyhow::Result;
 use integration::{Layout, leftovers, place};
 
-use crate::support::{SOON, world};
+use crate::support::{SOON, hold, world};
 
 #[test]
 fn pods_talk_in_the_clear_and_the_wire_shows_it() -> Result<()> {
@@ -108,16 +108,9 @@ fn dns_load_and_hold_work_without_a_mesh() -> Result<()> {
         (Some(200), Some(0)),
         "{seen}"
     );
-    let binary = place::binary("podapp")?;
-    let hold = client.spawn(&[
-        &binary.to_string_lossy(),
-        "hold",
-        "--to",
-        &server.at(9000).to_string(),
-    ])?;
-    hold.wait_line(SOON, "tick 3", |line| line == "tick 3")?;
+    let held = hold(client, server.at(9000))?;
     drop(echo);
-    hold.wait_line(SOON, "cut", |line| line.starts_with("cut"))?;
+    held.wait_line(SOON, "cut", |line| line.starts_with("cut"))?;
     Ok(())
 }
 

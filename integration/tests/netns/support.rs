@@ -1,20 +1,142 @@
 //! What most tests begin with.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Result;
-use integration::{Daemon, Layout, World, place};
+use anyhow::{Context, Result, ensure};
+use integration::{AccessLine, App, Daemon, Layout, Model, Pod, World, place};
+use serde_json::Value;
 
 /// Most time for something that another process does at once.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// A world with the applications' binaries built.
+/// A world with the binaries built.
 pub fn world(layout: &Layout) -> Result<World> {
     place::build_once()?;
     World::raise(layout)
 }
 
-/// References, as [`World::label`] takes them.
-pub fn all(daemons: &[Daemon]) -> Vec<&Daemon> {
-    daemons.iter().collect()
+/// A world with a daemon on each node.
+pub struct Mesh {
+    /// one per node, in order; dropped before the world
+    pub daemons: Vec<Daemon>,
+    /// the world
+    pub world: World,
+}
+
+impl Mesh {
+    /// Daemons run, nothing is labelled.
+    pub fn plain(layout: &Layout) -> Result<Self> {
+        let world = world(layout)?;
+        Ok(Self {
+            daemons: world.daemons()?,
+            world,
+        })
+    }
+
+    /// Daemons run, namespace `shop` is labelled.
+    pub fn up(layout: &Layout) -> Result<Self> {
+        let mesh = Self::plain(layout)?;
+        mesh.label("shop", true)?;
+        Ok(mesh)
+    }
+
+    /// Labels or un-labels a namespace and waits until that is in force.
+    pub fn label(&self, namespace: &str, ambient: bool) -> Result<()> {
+        self.world.label(namespace, ambient, &self.all())
+    }
+
+    /// Changes the mesh state and waits until all daemons have it.
+    pub fn edit(&self, change: impl FnOnce(&mut Model)) -> Result<()> {
+        self.world.edit(change)?;
+        self.world.settled_state(&self.all())
+    }
+
+    /// References to all daemons.
+    pub fn all(&self) -> Vec<&Daemon> {
+        self.daemons.iter().collect()
+    }
+
+    /// A pod.
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.world.pod(name)
+    }
+
+    /// The daemon of a pod's node.
+    pub fn daemon_of(&self, pod: &Pod) -> &Daemon {
+        &self.daemons[pod.node]
+    }
+
+    /// The client side's access-log line of a connection, by the local address that the application saw.
+    pub fn outbound(&self, client: &Pod, seen: &Value) -> Result<AccessLine> {
+        let local = local(seen)?;
+        self.daemon_of(client)
+            .wait_access(&format!("outbound line of {local}"), |line| {
+                line.is("outbound") && line.field("src.addr") == local
+            })
+    }
+
+    /// The server side's access-log line of the connection with that number of bytes received.
+    pub fn inbound(&self, server: &Pod, fits: impl Fn(&AccessLine) -> bool) -> Result<AccessLine> {
+        self.daemon_of(server)
+            .wait_access("inbound line", |line| line.is("inbound") && fits(line))
+    }
+}
+
+/// The local address that the application saw, without the v4-mapped form.
+pub fn local(seen: &Value) -> Result<String> {
+    let text = seen["local"]
+        .as_str()
+        .with_context(|| format!("no local address: {seen}"))?;
+    let addr: SocketAddr = text.parse()?;
+    Ok(SocketAddr::new(addr.ip().to_canonical(), addr.port()).to_string())
+}
+
+/// A connection from `pod` with `podapp connect`.
+pub fn connect(pod: &Pod, to: SocketAddr, more: &[&str]) -> Result<Value> {
+    let to = to.to_string();
+    let args: Vec<_> = ["connect", "--to", &to]
+        .iter()
+        .chain(more)
+        .copied()
+        .collect();
+    pod.podapp(&args)
+}
+
+/// The same, and it has to be echoed.
+pub fn echo(pod: &Pod, to: SocketAddr, more: &[&str]) -> Result<Value> {
+    let seen = connect(pod, to, more)?;
+    let sent = more
+        .iter()
+        .skip_while(|arg| **arg != "--send")
+        .nth(1)
+        .unwrap_or(&"hello");
+    let right = seen["ok"] == true && seen["received"] == *sent;
+    ensure!(
+        right,
+        "{} to {to} with {more:?}: not echoed: {seen}",
+        pod.name
+    );
+    Ok(seen)
+}
+
+/// A connection that is held open and in use.
+pub fn hold(pod: &Pod, to: SocketAddr) -> Result<App> {
+    let binary = place::binary("podapp")?;
+    let app = pod.spawn(&[&binary.to_string_lossy(), "hold", "--to", &to.to_string()])?;
+    app.wait_line(SOON, "tick 3", |line| line == "tick 3")?;
+    Ok(app)
+}
+
+/// Waits until a held connection has worked a few more times.
+pub fn still_held(app: &App) -> Result<()> {
+    let now = app
+        .lines()
+        .iter()
+        .filter(|line| line.starts_with("tick"))
+        .count();
+    app.wait_line(SOON, "more ticks", |line| {
+        line == format!("tick {}", now + 3)
+    })?;
+    Ok(())
 }

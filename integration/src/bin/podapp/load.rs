@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -34,9 +35,9 @@ pub struct Load {
     /// A connection that takes longer in a step has failed, in milliseconds.
     #[arg(long, default_value_t = 10_000)]
     timeout_ms: u64,
-    /// Go on until standard output is closed or the process is ended; `--count` is not looked at.
+    /// After `--count` connections, go on until this file exists.
     #[arg(long)]
-    endless: bool,
+    stop_file: Option<PathBuf>,
 }
 
 impl Load {
@@ -66,7 +67,7 @@ impl Load {
     fn work(&self, taken: &AtomicU64, found: &Mutex<(Vec<u64>, BTreeMap<String, u64>)>) {
         loop {
             let number = taken.fetch_add(1, Ordering::Relaxed);
-            if number >= self.count && !self.endless {
+            if number >= self.count && self.stop_file.as_deref().is_none_or(Path::exists) {
                 return;
             }
             let since = Instant::now();
