@@ -181,7 +181,7 @@ impl Enrolment {
         self.pods
             .iter()
             .map(|pod| match rules.decide(pod, labels(pod)) {
-                Verdict::In(spec, warnings) => (Sighting::In(Arc::new(spec)), warnings),
+                Verdict::In(spec, warnings) => (Sighting::In(Arc::from(spec)), warnings),
                 Verdict::Out(why) => {
                     let out = OutPod {
                         uid: pod.uid.clone(),

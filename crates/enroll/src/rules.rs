@@ -90,7 +90,7 @@ impl fmt::Display for Warning {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It is, and these annotations were ignored.
-    In(PodSpec, Vec<Warning>),
+    In(Box<PodSpec>, Vec<Warning>),
     /// It is not.
     Out(Why),
 }
@@ -136,7 +136,7 @@ impl Rules {
             cgroup_inode: None,
             capture,
         };
-        Verdict::In(spec, warnings)
+        Verdict::In(Box::new(spec), warnings)
     }
 
     fn out(&self, pod: &Pod, namespace_labels: &Labels) -> Option<Why> {

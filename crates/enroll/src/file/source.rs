@@ -21,14 +21,14 @@ pub async fn source(path: PathBuf, rules: Rules, config: WatchConfig, events: Se
     let mut follower = Follower {
         path,
         rules,
-        text: String::new(),
+        last: None,
         sent: Sent::Nothing,
     };
     loop {
-        if let Some(event) = follower.look() {
-            if events.send(event).await.is_err() {
-                return;
-            }
+        if let Some(event) = follower.look()
+            && events.send(event).await.is_err()
+        {
+            return;
         }
         tokio::select! {
             () = watch.looked() => {}
@@ -48,8 +48,8 @@ enum Sent {
 struct Follower {
     path: PathBuf,
     rules: Rules,
-    /// Text of the last look, so that warnings come once per change.
-    text: String,
+    /// The last text that was understood, and what it says: parsed and warned about once.
+    last: Option<(String, Vec<Sighting>)>,
     sent: Sent,
 }
 
@@ -75,16 +75,24 @@ impl Follower {
     }
 
     fn sightings(&mut self, text: String) -> Result<Vec<Sighting>, FileError> {
-        let found = parse(&text)?.sightings(&self.rules);
-        let changed = text != self.text;
-        self.text = text;
-        let sighting = |(sighting, warnings): (Sighting, Vec<_>)| {
-            for warning in warnings.iter().filter(|_| changed) {
+        let known = self.last.take().filter(|(last, _)| *last == text);
+        let found = match known {
+            Some((_, found)) => found,
+            None => self.understand(&text)?,
+        };
+        let observed = found.iter().cloned().map(observe).collect();
+        self.last = Some((text, found));
+        Ok(observed)
+    }
+
+    fn understand(&self, text: &str) -> Result<Vec<Sighting>, FileError> {
+        let found = parse(text)?.sightings(&self.rules);
+        for (sighting, warnings) in &found {
+            for warning in warnings {
                 warn!(pod = %sighting.uid(), %warning, "annotation ignored");
             }
-            observe(sighting)
-        };
-        Ok(found.into_iter().map(sighting).collect())
+        }
+        Ok(found.into_iter().map(|(sighting, _)| sighting).collect())
     }
 }
 

@@ -54,6 +54,15 @@ pub(super) fn spawn(shared: Arc<Shared>, out: Box<dyn Write + Send>) -> io::Resu
         .map(drop)
 }
 
+/// Whoever logs must not wait for a writer that is gone, however it ended.
+struct CloseAtEnd(Arc<Shared>);
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        self.0.queue.close();
+    }
+}
+
 struct Writer {
     shared: Arc<Shared>,
     out: Box<dyn Write + Send>,
@@ -62,6 +71,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
+        let _end = CloseAtEnd(Arc::clone(&self.shared));
         let mut batch = Vec::new();
         while self.shared.queue.drain(&mut batch) {
             let mut asked = false;

@@ -233,3 +233,26 @@ fn nothing_is_lost_behind_a_slow_output() {
     });
     assert!(numbers.eq(0..LINES));
 }
+
+/// An output that panics.
+struct Broken;
+
+impl Write for Broken {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        panic!("an output may not stop the process")
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_writer_that_is_gone_holds_nobody_back() {
+    let (handle, _dispatch) = build(Format::Plain, None, Box::new(Broken)).unwrap();
+    let access = handle.access();
+    for _ in 0..25_000 {
+        access.write(Record::new(Moment::Complete, Direction::Outbound));
+    }
+    assert!(!handle.flush());
+}
