@@ -11,6 +11,7 @@ mod serve;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -60,8 +61,17 @@ const USUAL: measure::Effort = measure::Effort { rounds: 5, secs: 3 };
 /// Enough to see that everything works.
 const QUICK: measure::Effort = measure::Effort { rounds: 2, secs: 1 };
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("benches: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
     match args.part {
         Some(Part::Serve) => serve::targets(),
         Some(Part::Relay { to, offset }) => serve::relay(to, offset),

@@ -24,7 +24,6 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.no_build {
         check(&mut cargo(&[
             "build",
-            "--locked",
             "--release",
             "--bins",
             "-p",

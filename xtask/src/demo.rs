@@ -47,7 +47,6 @@ pub fn build() -> Result<()> {
         cargo(&[
             "build",
             "--quiet",
-            "--locked",
             "--bins",
             "-p",
             "ztunnel",

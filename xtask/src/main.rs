@@ -11,8 +11,8 @@ mod setup;
 mod suite;
 mod tidy;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Tools to set up, see, test and measure ztunnel.
 #[derive(Parser)]
@@ -36,12 +36,19 @@ enum Task {
     Tidy,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().task {
+fn main() -> ExitCode {
+    let outcome = match Args::parse().task {
         Task::Setup => setup::run(setup::Scope::All),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("xtask: {cause:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -109,23 +109,17 @@ fn perform(stage: Stage, names: &[String], tally: &mut Tally) -> Result<()> {
     match stage {
         Stage::Lint => lint(tally),
         Stage::Unit => {
-            let mut args = vec![
-                "test",
-                "--locked",
-                "--workspace",
-                "--exclude",
-                "integration",
-            ];
+            let mut args = vec!["test", "--workspace", "--exclude", "integration"];
             args.extend(KERNEL_CRATES.iter().flat_map(|name| ["--exclude", name]));
             tests(&args, names, tally)
         }
         Stage::Kernel => {
-            let mut args = vec!["test", "--locked"];
+            let mut args = vec!["test"];
             args.extend(KERNEL_CRATES.iter().flat_map(|name| ["-p", name]));
             tests(&args, names, tally)
         }
         Stage::Netns => match demo::build() {
-            Ok(()) => tests(&["test", "--locked", "-p", "integration"], names, tally),
+            Ok(()) => tests(&["test", "-p", "integration"], names, tally),
             Err(cause) => {
                 tally.broken.push(format!("{cause:#}"));
                 Ok(())

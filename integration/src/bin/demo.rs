@@ -22,19 +22,23 @@ struct Args {
     clean: bool,
 }
 
-fn main() -> Result<ExitCode> {
-    let args = Args::parse();
-    if args.clean {
-        demo::clean()?;
-        return Ok(ExitCode::SUCCESS);
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(cause) => {
+            eprintln!("demo: {cause:#}");
+            ExitCode::FAILURE
+        }
     }
-    let ok = demo::tell(demo::Options {
+}
+
+fn run(args: &Args) -> Result<bool> {
+    if args.clean {
+        return demo::clean().map(|()| true);
+    }
+    demo::tell(demo::Options {
         json: args.json,
         keep: args.keep,
-    })?;
-    Ok(if ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
     })
 }
