@@ -3,6 +3,7 @@
 //! Each rule says what is wrong and where; none of them changes a file. What the compiler and clippy
 //! already refuse is left to them.
 
+mod dependencies;
 mod docs;
 mod rooms;
 mod sources;
@@ -30,6 +31,7 @@ pub fn findings() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     findings.extend(top_level(top)?);
     findings.extend(rooms::findings(top)?);
+    findings.extend(dependencies::findings(top)?);
     findings.extend(sources::findings(top)?);
     findings.extend(docs::findings(top)?);
     Ok(findings)

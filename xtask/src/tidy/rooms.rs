@@ -73,7 +73,7 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
 }
 
 /// The `key = value` lines of the sections whose header fits.
-fn section<'a>(
+pub fn section<'a>(
     manifest: &'a str,
     fits: impl Fn(&str) -> bool + 'a,
 ) -> impl Iterator<Item = (&'a str, &'a str)> {
