@@ -1,3 +1,111 @@
-//! (being written)
+//! The daemon's command line: run, version, help, release.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod config;
+mod dump;
+mod endpoint;
+mod mesh_file;
+mod meters;
+mod net;
+mod node;
+mod run;
+mod version;
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use config::variables::ALL;
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1);
+    match command.as_deref() {
+        None | Some("proxy") => finish(run::proxy()),
+        Some("version") => {
+            let istio = std::env::var("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|_| "unknown".to_owned());
+            println!("{}", version::Version::new(&istio));
+            ExitCode::SUCCESS
+        }
+        Some("help" | "--help" | "-h") => {
+            print!("{}", help());
+            ExitCode::SUCCESS
+        }
+        Some("release") => finish(release()),
+        Some(other) => {
+            eprint!("ztunnel: unknown command {other:?}\n\n{}", help());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn finish(ended: anyhow::Result<()>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ztunnel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Undoes everything that a daemon pinned, for when it is to be gone for good.
+fn release() -> anyhow::Result<()> {
+    let pins = std::env::var("CAPTURE_PIN_PATH").ok().filter(|p| !p.is_empty());
+    let pins = pins.unwrap_or_else(|| config::PINS_DEFAULT.to_owned());
+    let released = capture::release_pinned(Path::new(&pins))?;
+    for problem in &released.problems {
+        eprintln!("ztunnel: {problem}");
+    }
+    println!("released {} pods; nothing is pinned below {pins} any more", released.pods);
+    anyhow::ensure!(released.problems.is_empty(), "{} steps failed", released.problems.len());
+    Ok(())
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "ztunnel: the per-node proxy of an ambient mesh. Every TCP connection between enrolled pods becomes mutually
+authenticated, encrypted, authorized and visible, without a sidecar and without a change to the application.
+
+Usage: ztunnel [COMMAND]
+
+Commands:
+  proxy     run the daemon (default)
+  version   print what this build is
+  release   undo all capture that a daemon left in the kernel (it stays when a daemon ends, so that nothing
+            leaks in the clear until the next one starts)
+  help      print this text
+
+The daemon is configured by environment variables. A value that cannot be used ends it at start with a
+message that names the variable. Files marked as watched take effect without a restart.
+
+Variables:
+",
+    );
+    for variable in ALL {
+        // writing to a string cannot fail
+        let _ = writeln!(text, "  {} [{}]\n      {}", variable.name, variable.default, variable.help);
+    }
+    text.push_str(
+        "
+A first try on one machine, as root:
+  ENROLL_FILE=pods.yaml LOCAL_XDS_PATH=mesh.yaml EMBEDDED_CA_DIR=/var/lib/ztunnel-ca ztunnel
+  curl -s localhost:15000/config_dump         what the daemon knows
+  curl -s localhost:15020/metrics             what it counted
+  curl -s localhost:15021/healthz/ready       whether it is ready
+",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_teaches_every_variable() {
+        let text = help();
+        for variable in ALL {
+            assert!(text.contains(variable.name) && text.contains(variable.help), "{}", variable.name);
+        }
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Leaves to others: serving them (`ztunnel`).
 
+use std::time::SystemTime;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
@@ -19,6 +21,9 @@ const PEM_LINE: usize = 64;
 pub struct CertDump {
     /// Leaf, then intermediates; empty unless available.
     pub cert_chain: Vec<CertificateView>,
+    /// End of the leaf's validity, for metrics; not part of the dump. None unless available.
+    #[serde(skip)]
+    pub expires_at: Option<SystemTime>,
     /// SPIFFE URI.
     pub identity: String,
     /// Trust roots; empty unless available.
@@ -46,6 +51,7 @@ impl CertDump {
     pub(crate) fn bare(identity: String, state: String) -> Self {
         Self {
             cert_chain: Vec::new(),
+            expires_at: None,
             identity,
             root_certs: Vec::new(),
             state,
@@ -57,6 +63,7 @@ impl CertDump {
         let views = |certs: &[CertificateDer<'_>]| certs.iter().filter_map(view).collect();
         Self {
             cert_chain: views(credential.chain()),
+            expires_at: Some(credential.validity().not_after),
             identity,
             root_certs: views(credential.roots()),
             state: "Available".into(),

@@ -121,16 +121,23 @@ async fn enter(mut read: ReadHalf<'_>, mut send: hbone::SendHalf, count: impl Fn
     while let Some(mut data) = poll_fn(|cx| take(cx, &mut read, read_size(moved))).await {
         let len = data.len();
         while !data.is_empty() {
-            let room = poll_fn(|cx| send.poll_ready(cx, data.len())).await.map_err(Failure::Data)?;
-            if room == 0 {
-                return Ok(());
+            let room = match send.ready(data.len()).await {
+                Ok(room) => room.min(data.len()),
+                Err(gone) => return ended(gone),
+            };
+            if let Err(gone) = send.write(data.split_to(room)) {
+                return ended(gone);
             }
-            send.write(data.split_to(room.min(data.len()))).map_err(Failure::Data)?;
         }
         moved += len as u64;
         count(len);
     }
-    send.finish().map_err(Failure::Data)
+    send.finish().or_else(ended)
+}
+
+/// A peer that no longer reads ends a direction as a broken pipe does: without an error.
+fn ended(error: hbone::TunnelError) -> Result<(), Failure> {
+    if error.is_gone() { Ok(()) } else { Err(Failure::Data(error)) }
 }
 
 /// Reads once into a buffer of its own, no longer than what was read. None = the end.
@@ -152,7 +159,7 @@ fn take(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, size: usize) -> Poll<Opti
 
 /// One direction out of a tunnel to a plain connection.
 async fn leave(mut receive: hbone::RecvHalf, mut write: WriteHalf<'_>, count: impl Fn(usize)) -> Result<(), Failure> {
-    while let Some(data) = poll_fn(|cx| receive.poll_data(cx)).await {
+    while let Some(data) = receive.data().await {
         let data = data.map_err(Failure::Data)?;
         if write.write_all(&data).await.is_err() {
             return Ok(());

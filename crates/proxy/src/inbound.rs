@@ -168,8 +168,13 @@ fn authority(authority: &hbone::Authority) -> mesh::Authority {
 }
 
 /// Authorizes, connects to the application, answers 200 and copies; any failure before the 200 answers with its status.
-async fn carry(peer: &Peer, call: &Call, subject: &Subject, reply: hbone::Reply, report: &Report) -> Result<(), Failure> {
-    let mut upstream = match reach(peer, call, subject).await {
+async fn carry(peer: &Peer, call: &Call, subject: &Subject, mut reply: hbone::Reply, report: &Report) -> Result<(), Failure> {
+    let reached = tokio::select! {
+        biased;
+        reached = reach(peer, call, subject) => reached,
+        gone = reply.abandoned() => return if gone.is_gone() { Ok(()) } else { Err(Failure::Data(gone)) },
+    };
+    let mut upstream = match reached {
         Ok(upstream) => upstream,
         Err(why) => {
             reply.refuse(status(&why));

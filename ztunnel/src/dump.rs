@@ -1,0 +1,147 @@
+//! `/config_dump`: everything the daemon knows, as one JSON object with sorted keys. Secrets are not in it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use proxy::{OpenFlow, Refusal, Shards, Shared};
+use serde_json::{Map, Value, json};
+
+use crate::config::{Config, LogFormat};
+use crate::mesh_file::{self, Fault};
+use crate::node::{State, View, Views, lock};
+use crate::version::Version;
+
+/// Makes the dump.
+#[derive(Clone)]
+pub struct Dumper {
+    /// settings
+    pub config: Arc<Config>,
+    /// build
+    pub version: Version,
+    /// mesh state, certificates, refusals
+    pub shared: Arc<Shared>,
+    /// open flows
+    pub shards: Arc<Shards>,
+    /// pods
+    pub views: Views,
+    /// why the mesh state on disk is not the one in force
+    pub fault: Fault,
+}
+
+impl Dumper {
+    /// The whole dump, pretty-printed.
+    ///
+    /// Errors: a value that JSON cannot hold, which would be a mistake of ours.
+    pub async fn json(&self) -> serde_json::Result<String> {
+        let flows = self.shards.flows().await;
+        let mut dump = Map::new();
+        {
+            let index = self.shared.index.borrow();
+            dump.insert("workloads".into(), serde_json::to_value(mesh::dump::workloads(&index))?);
+            dump.insert("services".into(), serde_json::to_value(mesh::dump::services(&index))?);
+            dump.insert("policies".into(), serde_json::to_value(mesh::dump::policies(&index))?);
+            dump.insert("stagedServices".into(), serde_json::to_value(mesh::dump::staged_services(&index))?);
+        }
+        dump.insert("certificates".into(), serde_json::to_value(self.shared.certs.dump())?);
+        dump.insert("config".into(), self.settings());
+        dump.insert("staticConfig".into(), self.file()?);
+        dump.insert("version".into(), serde_json::to_value(&self.version)?);
+        dump.insert("workloadState".into(), self.pods(&flows));
+        dump.insert("refusals".into(), self.shared.refusals.last().iter().map(refusal).collect());
+        dump.insert("meshFileError".into(), json!(*lock(&self.fault)));
+        serde_json::to_string_pretty(&dump)
+    }
+
+    /// The file as it is on disk now.
+    fn file(&self) -> serde_json::Result<Value> {
+        let resources = mesh_file::read(&self.config.mesh_file).unwrap_or_default();
+        serde_json::to_value(mesh::dump::static_config(&resources))
+    }
+
+    fn settings(&self) -> Value {
+        let c = &self.config;
+        json!({
+            "adminAddr": {"Localhost": [true, c.admin_port]},
+            "statsAddr": {"SocketAddr": format!("[::]:{}", c.stats_port)},
+            "readinessAddr": {"SocketAddr": format!("[::]:{}", c.readiness_port)},
+            "inboundAddr": "[::]:15008",
+            "proxyMode": "Shared",
+            "proxy": true,
+            "network": c.network,
+            "clusterId": c.cluster_id,
+            "localNode": c.node_name,
+            "enableEnhancedBaggage": c.response_baggage,
+            "localhostAppTunnel": c.localhost_app_tunnel,
+            "windowSize": c.stream_window,
+            "connectionWindowSize": c.connection_window,
+            "frameSize": c.frame_size,
+            "poolMaxStreamsPerConn": c.pool_max_streams,
+            "poolUnusedReleaseTimeout": span(c.pool_idle),
+            "numWorkerThreads": c.threads,
+            "secretTtl": span(c.secret_ttl),
+            "selfTerminationDeadline": span(c.drain_deadline),
+            "socketConfig": {
+                "keepaliveEnabled": c.keepalive.enabled,
+                "keepaliveTime": span(c.keepalive.time),
+                "keepaliveInterval": span(c.keepalive.interval),
+                "keepaliveRetries": c.keepalive.retries,
+                "userTimeoutEnabled": c.keepalive.user_timeout,
+            },
+            "enroll": "file",
+            "enrollFile": c.enroll_file,
+            "localXdsPath": c.mesh_file,
+            "embeddedCaDir": c.embedded_ca_dir,
+            "capture": "ebpf",
+            "captureCgroup": c.capture.cgroup,
+            "capturePinPath": c.capture.pins,
+            "captureExemptSources": c.capture.exempt_sources,
+            "logFormat": if c.log_format == LogFormat::Json { "json" } else { "plain" },
+        })
+    }
+
+    fn pods(&self, flows: &[OpenFlow]) -> Value {
+        let views = lock(&self.views).clone();
+        views.iter().map(|(uid, view)| (uid.to_string(), pod(uid, view, flows))).collect::<BTreeMap<_, _>>().into_iter().collect::<Map<_, _>>().into()
+    }
+}
+
+fn pod(uid: &str, view: &View, flows: &[OpenFlow]) -> Value {
+    let info = json!({"name": &*view.name, "namespace": &*view.namespace, "serviceAccount": &*view.service_account});
+    let (state, reason) = match &view.state {
+        State::Up => ("Up", None),
+        State::Pending(why) => ("Pending", Some(why.as_str())),
+        State::Leaving => ("Leaving", Some("connections made before are still open")),
+        State::Out(why) => ("Out", Some(why.as_str())),
+    };
+    let mut pod = json!({"info": info, "state": state});
+    if let Some(reason) = reason {
+        pod["reason"] = json!(reason);
+    }
+    if matches!(view.state, State::Up | State::Leaving) {
+        let side = |inbound: bool| -> Value { flows.iter().filter(|f| &*f.pod == uid && f.inbound == inbound).map(flow).collect() };
+        pod["connections"] = json!({"inbound": side(true), "outbound": side(false)});
+    }
+    pod
+}
+
+fn flow(flow: &OpenFlow) -> Value {
+    json!({"src": flow.source.to_string(), "originalDst": flow.original, "actualDst": flow.actual.to_string(), "protocol": flow.protocol})
+}
+
+fn refusal(refusal: &Refusal) -> Value {
+    let at = refusal.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    json!({
+        "at": at.as_secs_f64(),
+        "direction": refusal.direction,
+        "src": refusal.source.map(|a| a.to_string()),
+        "srcIdentity": refusal.source_identity,
+        "dst": refusal.destination.map(|a| a.to_string()),
+        "reason": refusal.reason,
+        "error": refusal.error,
+    })
+}
+
+fn span(duration: Duration) -> Value {
+    json!({"secs": duration.as_secs(), "nanos": duration.subsec_nanos()})
+}

@@ -1,0 +1,407 @@
+//! The node's pods: takes what the enrolment source says, opens sockets, switches capture on and off, starts and ends the
+//! data plane's part. The only writer of the kernel's capture state.
+//!
+//! A pod that leaves the mesh keeps the connections it has: new ones are no longer captured at once, the rest of its
+//! capture goes when the last of them has ended.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use capture::{Capture, PodFlags, PodWanted};
+use enroll::{Action, PodEvent, PodSpec, Roster, StopReason};
+use mesh::Str;
+use proxy::{Listeners, Phase, Pod, PodName, Shards, Shared};
+use sys::Netns;
+use telemetry::metrics::PodMetrics;
+use tokio::sync::{mpsc, watch};
+
+use crate::config;
+use crate::endpoint::ready::Ready;
+use crate::net::{PodDns, PodNet};
+
+/// Readiness task: the enrolment source was read and every pod in it serves.
+pub const READY_TASK: &str = "workload proxy manager";
+/// How often pods whose start failed are tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often the kernel's state is compared with what is wanted.
+const RECONCILE: Duration = Duration::from_secs(30);
+/// An old process keeps its listeners this long after a successor took over, for connections half-way into them.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// Most single ports that a pod may exclude.
+const EXCLUDED_PORTS_MAX: usize = 1024;
+
+/// State of one pod, as the dump shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Start failed; why.
+    Pending(String),
+    /// Captured, says the kernel.
+    Up,
+    /// Left the mesh; this many of its connections still go on.
+    Leaving,
+    /// Not in the mesh; why.
+    Out(String),
+}
+
+/// One pod, as the dump shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// pod name
+    pub name: Str,
+    /// pod namespace
+    pub namespace: Str,
+    /// service account; empty when it is not in the mesh
+    pub service_account: Str,
+    /// state
+    pub state: State,
+}
+
+/// The pods by UID, shared with the dump.
+pub type Views = Arc<Mutex<BTreeMap<Str, View>>>;
+
+/// A lock whose holder cannot leave it half-written.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Member {
+    spec: Arc<PodSpec>,
+    serving: Option<Serving>,
+    /// why the last start failed
+    error: Option<String>,
+}
+
+struct Serving {
+    pod: Arc<Pod>,
+    cookie: u64,
+}
+
+/// What the node's task is made of.
+pub struct Parts {
+    /// settings
+    pub config: Arc<config::Config>,
+    /// kernel side
+    pub capture: Arc<Mutex<Capture>>,
+    /// data threads
+    pub shards: Arc<Shards>,
+    /// what they share
+    pub shared: Arc<Shared>,
+    /// where readiness is told
+    pub ready: Ready,
+    /// pod counts
+    pub metrics: PodMetrics,
+    /// for the dump
+    pub views: Views,
+}
+
+/// The pods of this node.
+pub struct Node {
+    parts: Parts,
+    roster: Roster,
+    members: HashMap<Str, Member>,
+    /// pods that left and still have connections, with what is to be undone after them
+    leaving: Vec<(Str, Serving)>,
+    ended: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
+    superseded: bool,
+}
+
+impl Node {
+    /// A node without pods.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, roster: Roster::default(), members: HashMap::new(), leaving: Vec::new(), ended: mpsc::unbounded_channel(), superseded: false }
+    }
+
+    /// Follows the enrolment source until `quit`, then drains.
+    pub async fn run(mut self, mut events: mpsc::Receiver<PodEvent>, mut quit: watch::Receiver<bool>) {
+        let mut retry = tokio::time::interval(RETRY);
+        let mut reconcile = tokio::time::interval(RECONCILE);
+        let mut index = self.parts.shared.index.clone();
+        loop {
+            tokio::select! {
+                biased;
+                _ = quit.wait_for(|quit| *quit) => break,
+                Some(cookie) = self.ended.1.recv() => self.finish(cookie),
+                event = events.recv() => match event {
+                    Some(event) => self.take(event).await,
+                    None => break,
+                },
+                Ok(()) = index.changed() => self.prefetch(),
+                _ = retry.tick() => self.retry().await,
+                _ = reconcile.tick() => self.reconcile().await,
+            }
+        }
+        self.drain().await;
+    }
+
+    fn capture(&self) -> MutexGuard<'_, Capture> {
+        lock(&self.parts.capture)
+    }
+
+    async fn take(&mut self, event: PodEvent) {
+        if let PodEvent::Invalid(error) = &event {
+            tracing::error!(file = %self.parts.config.enroll_file.display(), %error, "enrolment file refused, the last good one stays in force");
+        }
+        let first = !self.roster.synced();
+        for action in self.roster.apply(event) {
+            match action {
+                Action::Start(spec) | Action::Update(spec) => self.start(spec).await,
+                Action::Stop(spec, reason) => self.stop(&spec, reason).await,
+                // what a predecessor left is found below, by what the kernel says
+                Action::Release(_) => {}
+            }
+        }
+        if first && self.roster.synced() {
+            self.disown();
+        }
+        self.show();
+    }
+
+    /// Starts serving a pod, or serves it with other options; connections that it has go on.
+    async fn start(&mut self, spec: Arc<PodSpec>) {
+        if self.is_superseded() {
+            return;
+        }
+        let uid = spec.uid.clone();
+        match self.open(&spec).await {
+            Ok(serving) => {
+                tracing::info!(pod = %uid, name = %spec.name, namespace = %spec.namespace, "pod enrolled");
+                self.parts.metrics.started.add(1);
+                let before = self.members.insert(uid, Member { spec, serving: Some(serving), error: None });
+                if let Some(before) = before.and_then(|m| m.serving) {
+                    self.parts.metrics.stopped.add(1);
+                    before.pod.advance(Phase::Drain);
+                }
+                self.prefetch();
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(pod = %uid, name = %spec.name, namespace = %spec.namespace, error, "pod not enrolled, trying again");
+                // what serves already goes on
+                let serving = self.members.remove(&uid).and_then(|m| m.serving);
+                self.members.insert(uid, Member { spec, serving, error: Some(error) });
+            }
+        }
+    }
+
+    /// Sockets first, then capture: connections that capture brings find an open door.
+    async fn open(&self, spec: &PodSpec) -> anyhow::Result<Serving> {
+        let netns = Netns::open(&spec.netns).with_context(|| format!("network namespace {}", spec.netns.display()))?;
+        let netns = Arc::new(netns);
+        let flags = PodFlags { dns: spec.capture.dns_capture.unwrap_or(true), bypass_inbound: spec.capture.bypass_inbound };
+        let ports: Vec<u16> = spec.capture.exclude_ports.iter().cloned().flatten().take(EXCLUDED_PORTS_MAX + 1).collect();
+        ensure!(ports.len() <= EXCLUDED_PORTS_MAX, "more than {EXCLUDED_PORTS_MAX} excluded ports");
+        let sockets = capture::sockets::open(&netns, flags).context("open sockets in the pod")?;
+        let wanted = PodWanted {
+            uid: spec.uid.to_string(),
+            netns: Arc::clone(&netns),
+            netns_path: spec.netns.clone(),
+            cgroup: spec.cgroup.clone(),
+            exclude_ranges: spec.capture.exclude_cidrs.clone(),
+            exclude_ports: ports,
+            flags,
+        };
+        self.capture().enroll(&wanted, &sockets)?;
+        let cookie = netns.cookie();
+        let net = Arc::new(PodNet::new(netns, &self.parts.config.keepalive));
+        let who = PodName {
+            uid: spec.uid.clone(),
+            name: spec.name.clone(),
+            namespace: spec.namespace.clone(),
+            service_account: spec.service_account.clone(),
+        };
+        let pod = Pod::new(who, net);
+        let listeners = Listeners {
+            outbound: sockets.outbound,
+            hbone: sockets.hbone,
+            plaintext: sockets.plaintext,
+            dns: sockets.dns.map(|dns| Box::new(PodDns(dns)) as _),
+        };
+        self.parts.shards.serve(Arc::clone(&pod), listeners).await;
+        Ok(Serving { pod, cookie })
+    }
+
+    async fn stop(&mut self, spec: &PodSpec, reason: StopReason) {
+        let Some(member) = self.members.remove(&spec.uid) else { return };
+        tracing::info!(pod = %spec.uid, name = %spec.name, namespace = %spec.namespace, ?reason, "pod un-enrolled");
+        let Some(serving) = member.serving else { return };
+        self.parts.metrics.stopped.add(1);
+        self.forget_certificate(spec);
+        let keeps = matches!(reason, StopReason::Left(_));
+        serving.pod.advance(if keeps { Phase::Drain } else { Phase::Cut });
+        if self.is_superseded() {
+            return;
+        }
+        if let Err(error) = self.capture().retire(serving.cookie) {
+            tracing::error!(pod = %spec.uid, %error, "capture of new connections could not be switched off");
+        }
+        let (pod, ended, cookie) = (Arc::clone(&serving.pod), self.ended.0.clone(), serving.cookie);
+        self.leaving.push((spec.uid.clone(), serving));
+        tokio::task::spawn_local(async move {
+            pod.idle().await;
+            // the receiver is gone when the process ends, which leaves capture in place
+            let _ = ended.send(cookie);
+        });
+        tokio::task::yield_now().await;
+        if let Ok(cookie) = self.ended.1.try_recv() {
+            self.finish(cookie);
+        }
+    }
+
+    /// The last connection of a pod that left has ended: undoes the rest of its capture.
+    fn finish(&mut self, cookie: u64) {
+        let Some(at) = self.leaving.iter().position(|(_, s)| s.cookie == cookie && s.pod.flows() == 0) else { return };
+        let (uid, _) = self.leaving.swap_remove(at);
+        let back = self.members.values().any(|m| m.serving.as_ref().is_some_and(|s| s.cookie == cookie));
+        if !back && !self.is_superseded() {
+            if let Err(error) = self.capture().release(cookie) {
+                tracing::error!(pod = %uid, %error, "capture could not be undone wholly");
+            }
+            let (shards, uid) = (Arc::clone(&self.parts.shards), uid.clone());
+            tokio::task::spawn_local(async move { shards.forget(&uid).await });
+        }
+        self.show();
+    }
+
+    /// Undoes capture that a predecessor left for pods that are no longer in the mesh.
+    fn disown(&mut self) {
+        let adopted = self.capture().adopted();
+        for left in adopted {
+            if matches!(self.roster.pod(&left.uid), Some(enroll::Sighting::In(_))) {
+                continue;
+            }
+            tracing::info!(pod = %left.uid, netns = %left.netns_path.display(), "undoing capture left by a predecessor");
+            if let Err(error) = self.capture().release(left.cookie) {
+                tracing::error!(pod = %left.uid, %error, "capture could not be undone wholly");
+            }
+        }
+    }
+
+    async fn retry(&mut self) {
+        let pending: Vec<_> = self.members.values().filter(|m| m.error.is_some()).map(|m| Arc::clone(&m.spec)).collect();
+        if pending.is_empty() {
+            return;
+        }
+        for spec in pending {
+            self.start(spec).await;
+        }
+        self.show();
+    }
+
+    /// Compares the kernel's state with what is wanted, and repairs it.
+    async fn reconcile(&mut self) {
+        if self.is_superseded() {
+            return;
+        }
+        let drifts = self.capture().check();
+        for drift in drifts {
+            tracing::warn!(pod = %drift.uid, what = %drift.what, "capture drifted, repairing");
+            if drift.needs_sockets {
+                if let Some(spec) = self.members.get(drift.uid.as_str()).map(|m| Arc::clone(&m.spec)) {
+                    self.start(spec).await;
+                }
+            } else if let Err(error) = self.capture().repair(&drift) {
+                tracing::error!(pod = %drift.uid, %error, "capture not repaired, trying again");
+            }
+        }
+    }
+
+    /// Asks for the certificates of all pods whose identity is known.
+    fn prefetch(&self) {
+        let index = self.parts.shared.index.borrow();
+        for spec in self.members.values().map(|m| &m.spec) {
+            if let Some(workload) = index.local_workload(&spec.namespace, &spec.name, &spec.service_account) {
+                self.parts.shared.certs.prefetch(&workload.identity());
+            }
+        }
+    }
+
+    /// Drops the certificate of a pod that left, unless another pod has the same identity.
+    fn forget_certificate(&self, spec: &PodSpec) {
+        let same = |m: &Member| m.spec.namespace == spec.namespace && m.spec.service_account == spec.service_account;
+        if self.members.values().any(same) {
+            return;
+        }
+        let index = self.parts.shared.index.borrow();
+        if let Some(workload) = index.local_workload(&spec.namespace, &spec.name, &spec.service_account) {
+            self.parts.shared.certs.forget(&workload.identity());
+        }
+    }
+
+    /// Tells readiness, metrics and the dump how things stand.
+    fn show(&self) {
+        let pending = self.members.values().filter(|m| m.error.is_some()).count();
+        self.parts.metrics.active.set((self.members.len() - pending) as i64);
+        self.parts.metrics.pending.set(pending as i64);
+        if pending == 0 && self.roster.synced() {
+            self.parts.ready.done(READY_TASK);
+        } else {
+            self.parts.ready.pending(READY_TASK);
+        }
+        let mut views = lock(&self.parts.views);
+        views.clear();
+        for sighting in self.roster.pods() {
+            let view = match sighting {
+                enroll::Sighting::Out(pod) => View {
+                    name: pod.name.clone(),
+                    namespace: pod.namespace.clone(),
+                    service_account: Str::default(),
+                    state: State::Out(pod.why.to_string()),
+                },
+                enroll::Sighting::In(spec) => View {
+                    name: spec.name.clone(),
+                    namespace: spec.namespace.clone(),
+                    service_account: spec.service_account.clone(),
+                    state: match self.members.get(&spec.uid).map(|m| &m.error) {
+                        Some(None) => State::Up,
+                        Some(Some(error)) => State::Pending(error.clone()),
+                        None => State::Pending(String::new()),
+                    },
+                },
+            };
+            views.insert(sighting.uid().clone(), view);
+        }
+        for (uid, serving) in &self.leaving {
+            let view = View {
+                name: serving.pod.name.clone(),
+                namespace: serving.pod.namespace.clone(),
+                service_account: serving.pod.service_account.clone(),
+                state: State::Leaving,
+            };
+            views.entry(uid.clone()).and_modify(|v| v.state = State::Leaving).or_insert(view);
+        }
+    }
+
+    fn is_superseded(&mut self) -> bool {
+        if !self.superseded && lock(&self.parts.capture).superseded() {
+            tracing::info!("a successor has taken over capture, serving what is open until told to end");
+            self.superseded = true;
+        }
+        self.superseded
+    }
+
+    /// Ends gracefully: listeners first, then what is open has until the deadline. Capture stays, so nothing leaks.
+    async fn drain(mut self) {
+        if self.is_superseded() {
+            tokio::time::sleep(HANDOVER).await;
+        }
+        let pods: Vec<_> = self.members.into_values().filter_map(|m| m.serving).chain(self.leaving.into_iter().map(|(_, s)| s)).map(|s| s.pod).collect();
+        let open: usize = pods.iter().map(|p| p.flows()).sum();
+        let deadline = self.parts.config.drain_deadline;
+        tracing::info!(open, ?deadline, "draining");
+        pods.iter().for_each(|pod| pod.advance(Phase::Drain));
+        let all_idle = async {
+            for pod in &pods {
+                pod.idle().await;
+            }
+        };
+        if tokio::time::timeout(deadline, all_idle).await.is_err() {
+            pods.iter().for_each(|pod| pod.advance(Phase::Cut));
+            for pod in &pods {
+                // the tasks only have to notice; a stuck thread must not keep the process
+                let _ = tokio::time::timeout(HANDOVER, pod.idle()).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Assembles the daemon and runs it: one control thread, N data threads.
+//!
+//! The order is that of a start that can fail early and say why; the end is graceful and leaves capture in place.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, anyhow};
+use capture::{Capture, own_cgroup};
+use enroll::Rules;
+use identity::{Certs, EmbeddedCa, Tls};
+use mesh::Index;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use proxy::{Refusals, Shards, Shared};
+use telemetry::log::{Format, LogHandle};
+use telemetry::metrics::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use crate::config::{self, Config, LogFormat};
+use crate::dump::Dumper;
+use crate::endpoint::admin::Admin;
+use crate::endpoint::ready::Ready;
+use crate::endpoint::{self, metrics, ready};
+use crate::mesh_file::{self, Fault};
+use crate::meters;
+use crate::node::{Node, Parts, READY_TASK};
+use crate::version::Version;
+
+/// Events of the enrolment source that wait; each is a whole snapshot, so few are enough.
+const EVENTS_MAX: usize = 4;
+/// Readiness task: the data plane is built.
+const PROXY_TASK: &str = "proxy";
+
+/// Runs the daemon until it is told to end.
+///
+/// Errors: whatever keeps it from starting.
+pub fn proxy() -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let config = config::read(|name| std::env::var(name).ok(), cores)?;
+    let format = if config.log_format == LogFormat::Json { Format::Json } else { Format::Plain };
+    let log = telemetry::log::init(format, config.log_filter.as_deref()).context("RUST_LOG")?;
+    count_panics();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("control runtime")?;
+    let ended = LocalSet::new().block_on(&runtime, serve(config, log.clone()));
+    if let Err(error) = &ended {
+        tracing::error!(error = format!("{error:#}"), "ending");
+    }
+    log.flush();
+    ended
+}
+
+/// A panic ends one flow's task; it must not go unnoticed.
+fn count_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "panic: {panic}");
+    }));
+}
+
+async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
+    let version = Version::new(&config.istio_version);
+    tracing::info!("version: {version}");
+    raise_descriptors();
+    tracing::info!("running with config: {config:?}");
+    let config = Arc::new(config);
+    let ready = Ready::new([PROXY_TASK, READY_TASK]);
+    let (quit, stop) = watch::channel(false);
+
+    let capture = Arc::new(Mutex::new(start_capture(&config)?));
+    let (index, fault) = mesh_state(&config)?;
+    let shared = Arc::new(shared(&config, &log, &index)?);
+    let shards = Arc::new(Shards::start(config.threads, &shared).context("data threads")?);
+    shared.registry.process(&config.istio_version)?;
+    meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
+
+    let views = Arc::default();
+    let dumper = Dumper {
+        config: Arc::clone(&config),
+        version,
+        shared: Arc::clone(&shared),
+        shards: Arc::clone(&shards),
+        views: Arc::clone(&views),
+        fault: Arc::clone(&fault),
+    };
+    let admin = Admin { dumper, log, quit: quit.clone() };
+    listen(&config, &ready, &shards, &shared, admin, &stop).await?;
+    ready.done(PROXY_TASK);
+
+    tokio::task::spawn_local(mesh_file::follow(config.mesh_file.clone(), index, fault));
+    let (events, seen) = mpsc::channel(EVENTS_MAX);
+    tokio::task::spawn_local(enroll::file::source(config.enroll_file.clone(), rules(&config), Default::default(), events));
+    tokio::task::spawn_local(signals(quit));
+    let metrics = shared.registry.pods()?;
+    let parts = Parts { config, capture, shards, shared, ready, metrics, views };
+    Node::new(parts).run(seen, stop).await;
+    tracing::info!("drained, ending");
+    Ok(())
+}
+
+fn start_capture(config: &Config) -> anyhow::Result<Capture> {
+    let cgroup = match &config.capture.cgroup {
+        Some(cgroup) => cgroup.clone(),
+        None => own_cgroup::default_cgroup().context("CAPTURE_CGROUP is not set")?,
+    };
+    let daemon_cgroup_id = own_cgroup::settle(&cgroup).context("the daemon needs a cgroup of its own, so that it can be told from pods")?;
+    let pins: PathBuf = config.capture.pins.clone();
+    let settings = capture::Config { cgroup, pins, daemon_cgroup_id, exempt_sources: config.capture.exempt_sources.clone() };
+    Capture::start(settings).context("CAPTURE=ebpf")
+}
+
+fn mesh_state(config: &Config) -> anyhow::Result<(watch::Sender<Index>, Fault)> {
+    let resources = mesh_file::read(&config.mesh_file)?;
+    let mut index = Index::for_node(config.node_name.clone().unwrap_or_default());
+    let delta = index.delta_to(&resources);
+    index.apply(delta);
+    Ok((watch::Sender::new(index), Fault::default()))
+}
+
+fn shared(config: &Config, log: &LogHandle, index: &watch::Sender<Index>) -> anyhow::Result<Shared> {
+    let issuer = EmbeddedCa::open(&config.embedded_ca_dir, config.secret_ttl).context("EMBEDDED_CA_DIR")?;
+    let certs = Certs::spawn(Arc::new(issuer), identity::Config { tls: Tls::new(config.tls12, false), ..Default::default() });
+    let hbone = hbone::Settings {
+        stream_window: config.stream_window,
+        connection_window: config.connection_window,
+        frame_size: config.frame_size,
+        client_streams: config.pool_max_streams.into(),
+        pool_idle: config.pool_idle,
+        ..Default::default()
+    };
+    let data_plane = proxy::Config {
+        network: config.network.as_str().into(),
+        hbone,
+        response_baggage: config.response_baggage,
+        localhost_app_tunnel: config.localhost_app_tunnel,
+        policy_info: config.policy_info,
+    };
+    Ok(Shared {
+        config: data_plane,
+        index: index.subscribe(),
+        certs,
+        access: log.access(),
+        registry: Registry::new(),
+        refusals: Refusals::default(),
+    })
+}
+
+fn rules(config: &Config) -> Rules {
+    let namespaces_excluded = config.excluded_namespaces.iter().map(|n| n.as_str().into()).collect();
+    Rules { namespaces_excluded, ..Rules::default() }
+}
+
+/// Binds and serves the endpoints. IPv6 loopback is left out where the machine has none.
+async fn listen(config: &Config, ready: &Ready, shards: &Shards, shared: &Arc<Shared>, admin: Admin, stop: &watch::Receiver<bool>) -> anyhow::Result<()> {
+    let v6 = has_v6_loopback();
+    let probe = endpoint::bind(wildcard(v6, config.readiness_port)).context("readiness endpoint")?;
+    let (told, until) = (ready.clone(), stop.clone());
+    shards
+        .run(move || async move {
+            let answer = move |request: hyper::Request<hyper::body::Incoming>| {
+                let answer = ready::answer(&told, &request);
+                async move { answer }
+            };
+            end_of("readiness", endpoint::serve(probe, until, answer).await);
+        })
+        .await;
+    let loopback = [Some(IpAddr::from(Ipv4Addr::LOCALHOST)), v6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST))];
+    for address in loopback.into_iter().flatten() {
+        let listener = endpoint::bind(SocketAddr::new(address, config.admin_port)).context("admin endpoint")?;
+        let (admin, until) = (admin.clone(), stop.clone());
+        tokio::task::spawn_local(async move {
+            end_of("admin", endpoint::serve(listener, until, move |request| admin.clone().answer(request)).await);
+        });
+    }
+    let listener = endpoint::bind(wildcard(v6, config.stats_port)).context("metrics endpoint")?;
+    let (registry, until) = (shared.registry.clone(), stop.clone());
+    tokio::task::spawn_local(async move {
+        let answer = move |request: hyper::Request<hyper::body::Incoming>| {
+            let answer = metrics::answer(&registry, &request);
+            async move { answer }
+        };
+        end_of("metrics", endpoint::serve(listener, until, answer).await);
+    });
+    Ok(())
+}
+
+fn end_of(endpoint: &str, ended: std::io::Result<()>) {
+    if let Err(error) = ended {
+        tracing::error!(endpoint, %error, "endpoint failed");
+    }
+}
+
+fn wildcard(v6: bool, port: u16) -> SocketAddr {
+    let any = if v6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    SocketAddr::new(any, port)
+}
+
+fn has_v6_loopback() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|off| off.trim() == "0")
+}
+
+/// Raises the soft limit of descriptors to the hard one: a busy node needs two for each connection.
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of descriptors could not be raised");
+    }
+}
+
+/// SIGTERM and the first SIGINT end gracefully; a second SIGINT ends at once.
+async fn signals(quit: watch::Sender<bool>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!(error = %anyhow!("no signal handlers"), "the process can only be killed");
+        return;
+    };
+    let mut interrupted = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("received SIGTERM, ending gracefully"),
+            _ = interrupt.recv() => {
+                if std::mem::replace(&mut interrupted, true) {
+                    std::process::exit(0);
+                }
+                tracing::info!("received SIGINT, ending gracefully");
+            }
+        }
+        quit.send_replace(true);
+    }
+}
