@@ -1,6 +1,7 @@
 //! Tests of the real daemon in real namespaces. They need root; without it each fails and says so.
 #![forbid(unsafe_code)]
 
+mod peer;
 mod support;
 
 mod bad_input;

@@ -84,7 +84,7 @@ impl Load {
                     }
                 }
             }
-            if (number + 1) % PROGRESS_EVERY == 0 {
+            if (number + 1).is_multiple_of(PROGRESS_EVERY) {
                 line(&format!("done {}", number + 1));
             }
         }
