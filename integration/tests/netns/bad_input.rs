@@ -184,7 +184,8 @@ fn a_pod_whose_namespace_vanished_is_named_and_harms_no_other() -> Result<()> {
 fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     let world = world(&Layout::standard())?;
     let node = world.node(0);
-    let cases: [(&[(&str, &str)], &[&str]); 5] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 5] = [
         (&[("SECRET_TTL", "soon")], &["SECRET_TTL", "soon"]),
         (&[("ENROLL_FILE", "")], &["ENROLL_FILE"]),
         (

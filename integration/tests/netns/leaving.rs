@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use integration::{Layout, Pod, netns, place, until};
+use integration::{Layout, Model, Pod, netns, place, until};
 
 use crate::support::{Mesh, SOON, echo};
 
@@ -164,7 +164,8 @@ fn each_way_out_of_the_file_is_a_way_out_of_the_mesh() -> Result<()> {
     let client = mesh.pod("client-0");
     let before = Traces::of(client)?;
     let pinned = pins(&mesh.world.node(0).pins);
-    let ways: [(&str, fn(&mut integration::Model)); 3] = [
+    type Way = (&'static str, fn(&mut Model));
+    let ways: [Way; 3] = [
         ("opted out", |model| {
             if let Some(pod) = model.pod_mut("client-0") {
                 pod.labels
