@@ -24,6 +24,8 @@ enum Command {
         #[arg(long)]
         ambient: bool,
     },
+    /// Make a world that lasts until the input ends or the process is killed.
+    Hold,
     /// Take down all worlds that were left running or lost their owner, or the one named.
     Down {
         /// Id of the world.
@@ -42,6 +44,7 @@ enum Command {
 fn main() -> Result<()> {
     match Args::parse().command {
         Command::Up { daemons, ambient } => up(daemons || ambient, ambient),
+        Command::Hold => hold(),
         Command::Down { id } => down(id.as_deref()),
         Command::List => {
             leftovers::worlds()
@@ -66,6 +69,14 @@ fn up(with_daemons: bool, ambient: bool) -> Result<()> {
     describe(&world, &daemons);
     world.keep()?;
     daemons.iter_mut().for_each(Daemon::keep);
+    Ok(())
+}
+
+fn hold() -> Result<()> {
+    let world = World::raise(&Layout::standard())?;
+    println!("{}", world.id());
+    let mut rest = Vec::new();
+    std::io::stdin().read_to_end(&mut rest)?;
     Ok(())
 }
 

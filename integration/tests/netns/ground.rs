@@ -1,8 +1,11 @@
 //! The ground the other tests stand on, without any daemon: pods reach each other in the clear, the capture sees it,
 //! and nothing of a world is left behind.
 
-use anyhow::Result;
-use integration::{Layout, leftovers, place};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use integration::{Layout, leftovers, place, until};
 
 use crate::support::{SOON, hold, world};
 
@@ -111,6 +114,30 @@ fn dns_load_and_hold_work_without_a_mesh() -> Result<()> {
     let held = hold(client, server.at(9000))?;
     drop(echo);
     held.wait_line(SOON, "cut", |line| line.starts_with("cut"))?;
+    Ok(())
+}
+
+#[test]
+fn a_world_whose_owner_was_killed_leaves_nothing() -> Result<()> {
+    place::require()?;
+    place::build_once()?;
+    let mut command = Command::new(place::binary("world")?);
+    command
+        .arg("hold")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut owner = command.spawn()?;
+    let mut id = String::new();
+    BufReader::new(owner.stdout.take().context("its output")?).read_line(&mut id)?;
+    let id = id.trim();
+    assert_eq!(leftovers::namespaces(id).len(), 6);
+    owner.kill()?;
+    owner.wait()?;
+    until(SOON, "the world gone", || {
+        Ok((!leftovers::dir(id).exists()).then_some(()))
+    })?;
+    assert!(leftovers::namespaces(id).is_empty());
+    assert!(!place::cgroup_root()?.join(id).exists());
     Ok(())
 }
 
