@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
+use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::model::{self, Model, PodRecord, Service};
@@ -441,11 +442,10 @@ impl World {
                     if wanted { "enrolled" } else { "released" }
                 );
                 daemon.wait_dump(APPLY_MAX, &what, |dump| {
-                    let state = dump["workloadState"][&uid]["state"].as_str();
                     if wanted {
-                        state == Some("Up")
+                        is_in(dump, &uid)
                     } else {
-                        state.is_none()
+                        is_out(dump, &uid)
                     }
                 })?;
             }
@@ -485,7 +485,7 @@ impl World {
                             .iter()
                             .any(|w| w["name"] == name.as_str() && w["protocol"] == *protocol)
                     });
-                    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+                    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
                     let mut found: Vec<_> = rows("policies")
                         .iter()
                         .map(|p| format!("{}/{}", text(&p["namespace"]), text(&p["name"])))
@@ -667,6 +667,18 @@ fn record(pod: &Pod, node: &Node) -> PodRecord {
         annotations: pod.annotations.clone(),
         policies: Vec::new(),
     }
+}
+
+/// Whether a dump says that the pod is enrolled.
+pub fn is_in(dump: &Value, uid: &str) -> bool {
+    dump["workloadState"][uid]["state"] == "Up"
+}
+
+/// Whether a dump says that nothing new of the pod is captured: it is not listed, or not as enrolled or as about to be.
+/// Connections made before may still go on.
+pub fn is_out(dump: &Value, uid: &str) -> bool {
+    let state = &dump["workloadState"][uid]["state"];
+    state != "Up" && state != "Pending"
 }
 
 /// A companion that takes the world down when this process ends in any way: it waits for the end of its input. It has

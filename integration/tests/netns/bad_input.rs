@@ -174,7 +174,7 @@ fn a_pod_whose_namespace_vanished_is_named_and_harms_no_other() -> Result<()> {
     mesh.world
         .edit(|model| model.pods.retain(|pod| pod.name != "outsider-0"))?;
     mesh.daemons[1].wait_dump(SOON, "the pod gone", |dump| {
-        dump["workloadState"][&outsider.uid].is_null()
+        integration::world::is_out(dump, &outsider.uid)
     })?;
     echo(client, server.at(9000), &[])?;
     Ok(())

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use integration::{Layout, Model, Pod, netns, place, until};
+use integration::{Layout, Model, Pod, netns, place, until, world};
 
 use crate::support::{Mesh, SOON, echo};
 
@@ -190,9 +190,7 @@ fn each_way_out_of_the_file_is_a_way_out_of_the_mesh() -> Result<()> {
         mesh.label("shop", true)?;
         assert_ne!(Traces::of(client)?, before);
         mesh.world.edit(change)?;
-        mesh.daemons[0].wait_dump(SOON, what, |dump| {
-            dump["workloadState"][&client.uid].is_null()
-        })?;
+        mesh.daemons[0].wait_dump(SOON, what, |dump| world::is_out(dump, &client.uid))?;
         wait_released(&mesh, client, &before, &pinned, what)?;
     }
     Ok(())
