@@ -13,6 +13,10 @@ const WIDTH: usize = 76;
 /// Fewest columns that are filled before a terminal may break lines itself.
 const WIDTH_MIN: usize = 30;
 
+/// Lines of a log that are shown after a failure, and characters of each.
+const LOG_LINES: usize = 12;
+const LOG_COLUMNS: usize = 400;
+
 /// What one step came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
@@ -73,6 +77,15 @@ impl Teller {
         }
     }
 
+    /// The end of a log that belongs to a failure.
+    fn show_log(&self, log: &str) {
+        let lines: Vec<_> = log.lines().collect();
+        for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
+            let cut: String = line.chars().take(LOG_COLUMNS).collect();
+            self.show(&cut);
+        }
+    }
+
     /// Performs one step: `check` returns what was verified, in a few words, or why it does not hold. After a step
     /// that failed nothing is performed any more; later steps are told as not reached.
     pub fn step<T>(
@@ -91,7 +104,11 @@ impl Teller {
         let started = Instant::now();
         let (found, ok, detail) = match check(self) {
             Ok((found, detail)) => (Some(found), true, detail),
-            Err(cause) => (None, false, format!("{cause:#}")),
+            Err(cause) => {
+                let (reasons, logs) = reasons(&cause);
+                logs.iter().for_each(|log| self.show_log(log));
+                (None, false, reasons)
+            }
         };
         let mark = if ok {
             self.paint("32", "✓")
@@ -143,6 +160,26 @@ impl Teller {
     }
 }
 
+/// Why a step failed: its reasons as one sentence, and the logs that came with them.
+fn reasons(cause: &anyhow::Error) -> (String, Vec<String>) {
+    let (logs, reasons): (Vec<_>, Vec<_>) = cause
+        .chain()
+        .map(ToString::to_string)
+        .partition(|text| text.contains('\n'));
+    // text that stands before its log says what was waited for
+    let heads = logs.iter().filter_map(|log| log.lines().next());
+    let heads = heads.filter(|_| reasons.is_empty()).map(str::to_owned);
+    (
+        reasons
+            .iter()
+            .cloned()
+            .chain(heads)
+            .collect::<Vec<_>>()
+            .join(": "),
+        logs,
+    )
+}
+
 fn report(told: &[Told]) -> serde_json::Value {
     let steps: Vec<_> = told
         .iter()
@@ -175,7 +212,19 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Told, report, wrap};
+    use super::{Told, reasons, report, wrap};
+
+    #[test]
+    fn logs_do_not_drown_the_reason() {
+        let cause = anyhow::anyhow!("did not happen within 20s").context("log:\na\nb");
+        let logs = vec!["log:\na\nb".to_owned()];
+        assert_eq!(
+            reasons(&cause),
+            ("did not happen within 20s".to_owned(), logs)
+        );
+        let only = anyhow::anyhow!("the daemon ended\nlast line");
+        assert_eq!(reasons(&only).0, "the daemon ended");
+    }
 
     #[test]
     fn lines_are_wrapped() {
