@@ -1,1 +1,291 @@
+use std::collections::BTreeMap;
 
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::*;
+use crate::index::Resource;
+use crate::service::HealthPolicy;
+use crate::workload::{Locality, Membership};
+
+fn at(uid: &str, network: &str, region: &str, zone: &str, capacity: u32) -> Workload {
+    let service = crate::NamespacedHostname {
+        namespace: "a".into(),
+        hostname: "s".into(),
+    };
+    Workload {
+        uid: uid.into(),
+        network: network.into(),
+        locality: Arc::new(Locality {
+            region: region.into(),
+            zone: zone.into(),
+            ..Locality::default()
+        }),
+        capacity,
+        addresses: ["10.0.0.1".parse().expect("an address")].into(),
+        services: [Membership {
+            service: Arc::new(service),
+            ports: Default::default(),
+        }]
+        .into(),
+        ..Workload::default()
+    }
+}
+
+fn service(preferences: &[Scope], mode: BalanceMode) -> Service {
+    Service {
+        namespace: "a".into(),
+        hostname: "s".into(),
+        ports: [(80, 8080)].into_iter().collect(),
+        load_balancer: Some(LoadBalancer {
+            routing_preferences: preferences.into(),
+            mode,
+            health_policy: HealthPolicy::OnlyHealthy,
+        }),
+        ..Service::default()
+    }
+}
+
+/// How often each endpoint is drawn in 300 draws.
+fn draws(service: &Service, endpoints: &[Workload]) -> BTreeMap<String, u32> {
+    let mut all: Vec<_> = endpoints
+        .iter()
+        .map(|w| Resource::Workload(Arc::new(w.clone())))
+        .collect();
+    all.push(Resource::Service(Arc::new(service.clone())));
+    let index = Index::build(all);
+    let source = at("source", "n", "r", "z", 1);
+    let wish = Wish {
+        source: &source,
+        service,
+        service_port: 80,
+        purpose: Purpose::Standard,
+    };
+    let mut drawn = BTreeMap::new();
+    let mut rng = SmallRng::seed_from_u64(7);
+    for _ in 0..300 {
+        if let Some((workload, _)) = choose(&index, wish, &mut rng) {
+            *drawn.entry(workload.uid.to_string()).or_default() += 1;
+        }
+    }
+    drawn
+}
+
+fn chosen(service: &Service, endpoints: &[Workload]) -> Vec<String> {
+    draws(service, endpoints).into_keys().collect()
+}
+
+#[test]
+fn ranks_with_the_network_first() {
+    let service = service(
+        &[Scope::Network, Scope::Region, Scope::Zone],
+        BalanceMode::Failover,
+    );
+    let source = at("source", "n", "r", "z", 1);
+    let wish = Wish {
+        source: &source,
+        service: &service,
+        service_port: 80,
+        purpose: Purpose::Standard,
+    };
+    let cases = [
+        (("n", "r", "z"), 5),
+        (("n", "r", "-"), 4),
+        (("n", "-", "z"), 3),
+        (("n", "-", "-"), 3),
+        (("-", "r", "z"), 2),
+        (("-", "r", "-"), 1),
+        (("-", "-", "z"), 0),
+        (("-", "-", "-"), 0),
+    ];
+    for ((network, region, zone), rank) in cases {
+        assert_eq!(
+            wish.rank(&at("e", network, region, zone, 1)),
+            Some(rank),
+            "{network} {region} {zone}"
+        );
+    }
+}
+
+#[test]
+fn ranks_without_the_network_first_stop_at_a_mismatch() {
+    let source = at("source", "n", "r", "z", 1);
+    let rank = |preferences: &[Scope], mode, candidate: &Workload| {
+        let service = service(preferences, mode);
+        Wish {
+            source: &source,
+            service: &service,
+            service_port: 80,
+            purpose: Purpose::Standard,
+        }
+        .rank(candidate)
+    };
+    let regional = [Scope::Region, Scope::Network, Scope::Subzone];
+    let cases = [
+        (BalanceMode::Failover, ("n", "r"), Some(3)),
+        (BalanceMode::Failover, ("-", "r"), Some(1)),
+        (BalanceMode::Failover, ("n", "-"), Some(0)),
+        (BalanceMode::Strict, ("n", "r"), Some(3)),
+        (BalanceMode::Strict, ("-", "r"), None),
+        (BalanceMode::Standard, ("-", "-"), Some(0)),
+    ];
+    for (mode, (network, region), expected) in cases {
+        assert_eq!(
+            rank(&regional, mode, &at("e", network, region, "-", 1)),
+            expected,
+            "{mode:?} {network} {region}"
+        );
+    }
+    let networked = [Scope::Network, Scope::Region];
+    assert_eq!(
+        rank(&networked, BalanceMode::Strict, &at("e", "n", "-", "-", 1)),
+        None,
+        "the bonus does not count"
+    );
+    assert_eq!(
+        rank(&networked, BalanceMode::Strict, &at("e", "-", "r", "-", 1)),
+        None
+    );
+}
+
+#[test]
+fn every_scope_is_compared() {
+    let near = Workload {
+        node: "o".into(),
+        cluster_id: "c".into(),
+        ..at("near", "n", "r", "z", 1)
+    };
+    let locality = |region: &str, zone: &str, subzone: &str| {
+        Arc::new(Locality {
+            region: region.into(),
+            zone: zone.into(),
+            subzone: subzone.into(),
+        })
+    };
+    let cases = [
+        (
+            Scope::Region,
+            Workload {
+                locality: locality("x", "z", ""),
+                ..near.clone()
+            },
+        ),
+        (
+            Scope::Zone,
+            Workload {
+                locality: locality("r", "x", ""),
+                ..near.clone()
+            },
+        ),
+        (
+            Scope::Subzone,
+            Workload {
+                locality: locality("r", "z", "x"),
+                ..near.clone()
+            },
+        ),
+        (
+            Scope::Node,
+            Workload {
+                node: "x".into(),
+                ..near.clone()
+            },
+        ),
+        (
+            Scope::Cluster,
+            Workload {
+                cluster_id: "x".into(),
+                ..near.clone()
+            },
+        ),
+        (
+            Scope::Network,
+            Workload {
+                network: "x".into(),
+                ..near.clone()
+            },
+        ),
+    ];
+    for (scope, other) in cases {
+        assert!(
+            same(scope, &near, &near) && !same(scope, &near, &other),
+            "{scope:?}"
+        );
+    }
+}
+
+#[test]
+fn modes_keep_the_group_that_they_name() {
+    let all = [
+        at("near", "n", "r", "z", 1),
+        at("zone-off", "n", "r", "-", 1),
+        at("far", "-", "-", "-", 1),
+    ];
+    let wanted = [Scope::Network, Scope::Region, Scope::Zone];
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Standard), &all),
+        ["far", "near", "zone-off"]
+    );
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Failover), &all),
+        ["near"]
+    );
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Failover), &all[1..]),
+        ["zone-off"]
+    );
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Failover), &all[2..]),
+        ["far"]
+    );
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Strict), &all),
+        ["near"]
+    );
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Strict), &all[1..]),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        chosen(&service(&wanted, BalanceMode::Passthrough), &all),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        chosen(&service(&[], BalanceMode::Failover), &all),
+        ["far", "near", "zone-off"]
+    );
+    assert_eq!(
+        chosen(&service(&[], BalanceMode::Strict), &all),
+        ["far", "near", "zone-off"]
+    );
+}
+
+#[test]
+fn draws_by_capacity() {
+    let any = service(&[], BalanceMode::Standard);
+    let drawn = draws(
+        &any,
+        &[
+            at("one", "n", "", "", 1),
+            at("none", "n", "", "", 0),
+            at("two", "n", "", "", 2),
+        ],
+    );
+    assert_eq!(drawn.keys().collect::<Vec<_>>(), ["one", "two"]);
+    assert!((70..130).contains(&drawn["one"]), "{drawn:?}");
+    assert!(draws(&any, &[at("none", "n", "", "", 0)]).is_empty());
+    let best = service(&[Scope::Network], BalanceMode::Failover);
+    let all = [at("near", "n", "", "", 0), at("far", "-", "", "", 1)];
+    assert!(
+        draws(&best, &all).is_empty(),
+        "the best group has no weight: no endpoint"
+    );
+}
+
+#[test]
+fn largest_capacities_do_not_overflow() {
+    let all: Vec<_> = (0..4)
+        .map(|i| at(&i.to_string(), "n", "", "", u32::MAX))
+        .collect();
+    assert_eq!(draws(&service(&[], BalanceMode::Standard), &all).len(), 4);
+}
