@@ -1,1 +1,662 @@
+use super::*;
+use crate::index::Resource;
+use crate::policy::PolicyScope;
+use Action::{Allow, Deny};
 
+const WEB: &str = "spiffe://td/ns/shop/sa/web";
+
+fn exact(text: &str) -> StringMatch {
+    StringMatch::Exact(text.into())
+}
+
+fn any() -> Match {
+    Match {
+        destination_ports: vec![80],
+        ..Match::default()
+    }
+}
+
+fn never() -> Match {
+    Match {
+        destination_ports: vec![81],
+        ..Match::default()
+    }
+}
+
+/// A mesh-wide policy of one match.
+fn policy(name: &str, action: Action, wanted: Match) -> Policy {
+    Policy::new(
+        "root",
+        name,
+        PolicyScope::Global,
+        action,
+        vec![vec![vec![wanted]]],
+    )
+}
+
+fn dry(policy: Policy) -> Policy {
+    Policy {
+        dry_run: true,
+        ..policy
+    }
+}
+
+fn local(listed: &[&str]) -> Workload {
+    Workload {
+        namespace: "shop".into(),
+        authorization_policies: listed.iter().map(|key| Str::from(*key)).collect(),
+        ..Workload::default()
+    }
+}
+
+fn index(policies: &[Policy]) -> Index {
+    Index::build(
+        policies
+            .iter()
+            .map(|p| Resource::Policy(Arc::new(p.clone())))
+            .collect(),
+    )
+}
+
+/// The verdict on a connection from 10.0.0.9 to 10.0.0.1:80, as its reason and its notes.
+fn ask(policies: &[Policy], identity: Option<&str>, local: &Workload) -> (String, Vec<String>) {
+    let identity = identity.map(|id| id.parse().expect("an id"));
+    let attempt = Attempt {
+        identity: identity.as_ref(),
+        source: "10.0.0.9:40000".parse().expect("an address"),
+        destination: "10.0.0.1:80".parse().expect("an address"),
+        local,
+    };
+    let verdict = authorize(&index(policies), &attempt);
+    assert_eq!(verdict.is_allowed(), verdict.outcome.is_ok());
+    let notes = verdict
+        .notes
+        .iter()
+        .map(|n| n.policy().map_or(n.to_string(), |p| format!("{p}: {n}")));
+    (
+        verdict
+            .outcome
+            .map_or_else(|why| why.to_string(), |()| "ok".into()),
+        notes.collect(),
+    )
+}
+
+fn allows(wanted: Match, identity: Option<&str>) -> bool {
+    ask(&[policy("p", Allow, wanted)], identity, &local(&[])).0 == "ok"
+}
+
+const NOT_ALLOWED: &str = "allow policies exist, but none allowed";
+
+#[test]
+fn decision_order() {
+    let (yes, no) = (any(), never());
+    let cases: Vec<(&str, Vec<Policy>, &str, Vec<&str>)> = vec![
+        ("nothing", vec![], "ok", vec!["no allow policies, allow"]),
+        (
+            "deny before allow",
+            vec![
+                policy("a", Allow, yes.clone()),
+                policy("d", Deny, yes.clone()),
+            ],
+            "explicitly denied by: root/d",
+            vec!["root/d: deny policy match"],
+        ),
+        (
+            "deny that does not match",
+            vec![policy("d", Deny, no.clone())],
+            "ok",
+            vec!["no allow policies, allow"],
+        ),
+        (
+            "one allow of several",
+            vec![
+                policy("a", Allow, no.clone()),
+                policy("b", Allow, yes.clone()),
+            ],
+            "ok",
+            vec!["root/b: allow policy match"],
+        ),
+        (
+            "no allow matches",
+            vec![
+                policy("a", Allow, no.clone()),
+                policy("d", Deny, no.clone()),
+            ],
+            NOT_ALLOWED,
+            vec!["no allow policies matched"],
+        ),
+        (
+            "dry-run deny",
+            vec![dry(policy("d", Deny, yes.clone()))],
+            "ok",
+            vec![
+                "root/d: dry-run: deny policy match",
+                "no allow policies, allow",
+            ],
+        ),
+        (
+            "dry-run deny before deny",
+            vec![
+                dry(policy("x", Deny, yes.clone())),
+                policy("d", Deny, yes.clone()),
+            ],
+            "explicitly denied by: root/d",
+            vec![
+                "root/x: dry-run: deny policy match",
+                "root/d: deny policy match",
+            ],
+        ),
+        (
+            "dry-run allow matches",
+            vec![dry(policy("a", Allow, yes.clone()))],
+            "ok",
+            vec![
+                "root/a: dry-run: allow policy match",
+                "no allow policies, allow",
+            ],
+        ),
+        (
+            "dry-run allow does not match",
+            vec![
+                dry(policy("a", Allow, no.clone())),
+                dry(policy("b", Allow, no.clone())),
+            ],
+            "ok",
+            vec![
+                "dry-run: no allow policies match",
+                "no allow policies, allow",
+            ],
+        ),
+        (
+            "dry-run allow beside an enforced one",
+            vec![
+                dry(policy("a", Allow, no.clone())),
+                policy("b", Allow, no.clone()),
+            ],
+            NOT_ALLOWED,
+            vec!["no allow policies matched"],
+        ),
+        (
+            "dry-run allow does not open",
+            vec![dry(policy("a", Allow, yes)), policy("b", Allow, no)],
+            NOT_ALLOWED,
+            vec![
+                "root/a: dry-run: allow policy match",
+                "no allow policies matched",
+            ],
+        ),
+    ];
+    for (what, policies, reason, notes) in cases {
+        let (found, said) = ask(&policies, Some(WEB), &local(&[]));
+        assert_eq!(
+            (found.as_str(), said),
+            (reason, notes.into_iter().map(String::from).collect()),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn which_policies_apply() {
+    let scoped = |namespace: &str, scope| Policy::new(namespace, "p", scope, Deny, vec![vec![]]);
+    let cases = [
+        (scoped("shop", PolicyScope::Namespace), vec![], false),
+        (scoped("other", PolicyScope::Namespace), vec![], true),
+        (scoped("", PolicyScope::Namespace), vec![], true),
+        (scoped("other", PolicyScope::Global), vec![], false),
+        (scoped("shop", PolicyScope::WorkloadSelector), vec![], true),
+        (
+            scoped("shop", PolicyScope::WorkloadSelector),
+            vec!["shop/p"],
+            false,
+        ),
+        (
+            scoped("other", PolicyScope::WorkloadSelector),
+            vec!["other/p"],
+            false,
+        ),
+        (
+            scoped("other", PolicyScope::Namespace),
+            vec!["other/p"],
+            false,
+        ),
+    ];
+    for (policy, listed, allowed) in cases {
+        let found = ask(std::slice::from_ref(&policy), Some(WEB), &local(&listed)).0;
+        assert_eq!(
+            found == "ok",
+            allowed,
+            "{} {:?} {listed:?}",
+            policy.key,
+            policy.scope
+        );
+    }
+}
+
+#[test]
+fn unknown_names_are_skipped_with_a_warning() {
+    let (found, notes) = ask(
+        &[policy("a", Allow, any())],
+        None,
+        &local(&["shop/gone", "root/a"]),
+    );
+    assert_eq!(found, "ok");
+    assert_eq!(
+        notes,
+        [
+            "skipping unknown policy shop/gone",
+            "root/a: allow policy match"
+        ]
+    );
+    assert!(Note::UnknownPolicy("x".into()).is_warning() && !Note::NoAllowMatched.is_warning());
+}
+
+#[test]
+fn the_tree() {
+    let (yes, no, empty) = (any, never, Match::default);
+    let cases: Vec<(&str, Vec<crate::policy::Rule>, bool)> = vec![
+        ("no rules", vec![], false),
+        ("rule without clauses", vec![vec![]], true),
+        ("clause without matches", vec![vec![vec![]]], true),
+        ("empty match", vec![vec![vec![empty()]]], false),
+        (
+            "empty match beside one that holds",
+            vec![vec![vec![empty(), yes()]]],
+            true,
+        ),
+        (
+            "empty match in another clause",
+            vec![vec![vec![yes()], vec![empty()]]],
+            false,
+        ),
+        (
+            "rules are any",
+            vec![vec![vec![no()]], vec![vec![yes()]]],
+            true,
+        ),
+        (
+            "clauses are all",
+            vec![vec![vec![yes()], vec![no()]]],
+            false,
+        ),
+        (
+            "clauses all hold",
+            vec![vec![vec![yes()], vec![yes()]]],
+            true,
+        ),
+        ("matches are any", vec![vec![vec![no(), yes()]]], true),
+        ("matches none", vec![vec![vec![no(), no()]]], false),
+    ];
+    for (what, rules, expected) in cases {
+        let policy = |action| Policy::new("root", "p", PolicyScope::Global, action, rules.clone());
+        let allowed = ask(&[policy(Allow)], Some(WEB), &local(&[])).0;
+        let denied = ask(&[policy(Deny)], Some(WEB), &local(&[])).0;
+        assert_eq!(
+            (allowed == "ok", denied != "ok"),
+            (expected, expected),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn attributes() {
+    let net = |text: &str| -> Vec<IpNet> { vec![text.parse().expect("a range")] };
+    let account = |namespace: &str, name: &str| {
+        vec![ServiceAccountMatch {
+            namespace: namespace.into(),
+            service_account: name.into(),
+        }]
+    };
+    let empty = Match::default;
+    // what, match, holds with identity, holds without
+    let cases: Vec<(&str, Match, bool, bool)> = vec![
+        (
+            "namespace",
+            Match {
+                namespaces: vec![exact("shop")],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "other namespace",
+            Match {
+                namespaces: vec![exact("x")],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "one of two",
+            Match {
+                namespaces: vec![exact("x"), exact("shop")],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "no namespace",
+            Match {
+                namespaces: vec![exact("")],
+                ..empty()
+            },
+            false,
+            true,
+        ),
+        (
+            "namespace present",
+            Match {
+                namespaces: vec![StringMatch::Presence],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "not namespace",
+            Match {
+                not_namespaces: vec![exact("shop")],
+                ..empty()
+            },
+            false,
+            true,
+        ),
+        (
+            "not other",
+            Match {
+                not_namespaces: vec![exact("x")],
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "principal",
+            Match {
+                principals: vec![exact("td/ns/shop/sa/web")],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "principal with scheme",
+            Match {
+                principals: vec![exact(WEB)],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "principal prefix with scheme",
+            Match {
+                principals: vec![StringMatch::Prefix("spiffe://".into())],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "principal suffix",
+            Match {
+                principals: vec![StringMatch::Suffix("/web".into())],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "principal, empty prefix",
+            Match {
+                principals: vec![StringMatch::Prefix("".into())],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "principal present",
+            Match {
+                principals: vec![StringMatch::Presence],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "principal absent",
+            Match {
+                not_principals: vec![StringMatch::Presence],
+                ..empty()
+            },
+            false,
+            true,
+        ),
+        (
+            "account",
+            Match {
+                service_accounts: account("shop", "web"),
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "account elsewhere",
+            Match {
+                service_accounts: account("x", "web"),
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not account",
+            Match {
+                not_service_accounts: account("shop", "web"),
+                ..empty()
+            },
+            false,
+            true,
+        ),
+        (
+            "source",
+            Match {
+                source_ips: net("10.0.0.8/31"),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "other source",
+            Match {
+                source_ips: net("10.0.1.0/24"),
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not source",
+            Match {
+                not_source_ips: net("10.0.0.0/8"),
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "source of the other family",
+            Match {
+                source_ips: net("::/0"),
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not source of the other family",
+            Match {
+                not_source_ips: net("::/0"),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "every source",
+            Match {
+                source_ips: net("0.0.0.0/0"),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "destination",
+            Match {
+                destination_ips: net("10.0.0.1/32"),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "not destination",
+            Match {
+                not_destination_ips: net("10.0.0.1/32"),
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "port",
+            Match {
+                destination_ports: vec![79, 80],
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "other port",
+            Match {
+                destination_ports: vec![8080],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not port",
+            Match {
+                not_destination_ports: vec![80],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not other port",
+            Match {
+                not_destination_ports: vec![81],
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "all kinds must hold",
+            Match {
+                namespaces: vec![exact("shop")],
+                destination_ports: vec![81],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "strict port",
+            Match {
+                destination_ports: vec![80],
+                not_principals: vec![StringMatch::Presence],
+                ..empty()
+            },
+            false,
+            true,
+        ),
+    ];
+    for (what, wanted, with, without) in cases {
+        let found = (allows(wanted.clone(), Some(WEB)), allows(wanted, None));
+        assert_eq!(found, (with, without), "{what}");
+    }
+}
+
+#[test]
+fn mapped_addresses_are_ipv4() {
+    let wanted = Match {
+        source_ips: vec!["10.0.0.9/32".parse().expect("a range")],
+        destination_ips: vec!["10.0.0.1/32".parse().expect("a range")],
+        ..Match::default()
+    };
+    let attempt = Attempt {
+        identity: None,
+        source: "[::ffff:10.0.0.9]:40000".parse().expect("an address"),
+        destination: "[::ffff:10.0.0.1]:80".parse().expect("an address"),
+        local: &local(&[]),
+    };
+    assert_eq!(
+        authorize(&index(&[policy("d", Deny, wanted)]), &attempt)
+            .outcome
+            .is_ok(),
+        false
+    );
+}
+
+/// STRICT as the control plane sends it.
+#[test]
+fn peer_authentication() {
+    let absent = || Match {
+        not_principals: vec![StringMatch::Presence],
+        ..Match::default()
+    };
+    let exempt = |port| Match {
+        not_destination_ports: vec![port],
+        ..Match::default()
+    };
+    let strict = |rules| Policy::new("root", "strict", PolicyScope::WorkloadSelector, Deny, rules);
+    let cases = [
+        ("strict", strict(vec![vec![vec![absent()]]]), false),
+        (
+            "strict but for this port",
+            strict(vec![vec![vec![absent()], vec![exempt(80)]]]),
+            true,
+        ),
+        (
+            "strict but for another port",
+            strict(vec![vec![vec![absent()], vec![exempt(81)]]]),
+            false,
+        ),
+    ];
+    for (what, policy, plain) in cases {
+        let local = local(&["root/strict"]);
+        let policies = [policy];
+        assert_eq!(
+            ask(&policies, None, &local).0 == "ok",
+            plain,
+            "{what}, plain"
+        );
+        assert_eq!(
+            ask(&policies, Some(WEB), &local).0,
+            "ok",
+            "{what}, with identity"
+        );
+    }
+}
