@@ -10,6 +10,7 @@ pub mod authorize;
 mod balance;
 pub mod dump;
 pub mod index;
+pub mod laws;
 pub mod local;
 pub mod name;
 pub mod policy;

@@ -43,66 +43,7 @@ policies:
         whatever: 1
 "#;
 
-const FULL: &str = r#"
-workloads:
-- uid: u
-  workloadIps: ["::ffff:10.0.0.1", "2001:db8::1"]
-  namespace: a
-  services: {"a/h": {"80": 8080, 443: 0}}
-  name: n
-  serviceAccount: s
-  network: net
-  node: o
-  hostname: host.example
-  workloadName: wn
-  workloadType: Pod
-  canonicalName: cn
-  canonicalRevision: cr
-  clusterId: c
-  trustDomain: td
-  protocol: HBONE
-  networkMode: HostNetwork
-  status: Unhealthy
-  waypoint: {destination: net/10.0.0.9, hboneMtlsPort: 15008}
-  networkGateway: {destination: a/gw.a, hboneMtlsPort: 15009}
-  nativeTunnel: true
-  applicationTunnel: {protocol: PROXY, port: 15088}
-  authorizationPolicies: [a/p]
-  locality: {region: r, zone: z, subzone: s}
-  capacity: 3
-services:
-- name: svc
-  namespace: a
-  hostname: h
-  vips: [net/10.9.0.1]
-  ports: {80: 8080}
-  cidrVips: [{network: net, cidr: 10.8.0.1/16}]
-  endpoints: {x: {workloadUid: x, port: {80: 81}, status: Unhealthy}}
-  subjectAltNames: [spiffe://td/ns/a/sa/s]
-  waypoint: {destination: a/w, hboneMtlsPort: 15008}
-  weightedWaypoints: [{destination: {destination: a/w2, hboneMtlsPort: 15008}, weight: 2}]
-  loadBalancer: {routingPreferences: [Region, Zone, Subzone, Node, Cluster, Network], mode: Failover, healthPolicy: AllowAll}
-  ipFamilies: IPv6
-  canonical: true
-  visibility: Namespace
-policies:
-- name: p
-  namespace: a
-  scope: Global
-  action: Deny
-  dryRun: true
-  rules:
-  - - - namespaces: [{Exact: x}]
-        notNamespaces: [!Exact x]
-        notPrincipals: [!Presence []]
-        serviceAccounts: [{namespace: a, serviceAccount: b}]
-        notServiceAccounts: [{namespace: a, serviceAccount: b}]
-        sourceIps: [10.0.0.0/8]
-        notSourceIps: [2001:db8::/32]
-        destinationIps: [10.0.0.0/8]
-        notDestinationIps: [10.0.0.0/8]
-        notDestinationPorts: [1]
-"#;
+const FULL: &str = include_str!("../laws/local.yaml");
 
 fn workloads(text: &str) -> Vec<Arc<crate::Workload>> {
     let resources = parse(text).expect("a good file");

@@ -1,0 +1,268 @@
+//! What always holds, as functions from arbitrary bytes: driven by `cargo test` with fixed seeds and by `fuzz/` with any.
+//!
+//! Each panics where its law is broken, and does nothing else. Not for use in the daemon.
+
+mod draw;
+
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::authorize::{Attempt, authorize};
+use crate::index::{Delta, Index, Key, Resource};
+use crate::policy::{Action, Policy};
+use crate::route::{Decision, Flow, Hop, Plan, route};
+use crate::spiffe::SpiffeId;
+use crate::workload::Workload;
+use draw::Draw;
+
+/// All laws that start from bytes.
+pub const ALL: &[fn(&[u8])] = &[
+    apply_equals_build,
+    delta_leads_there,
+    one_more_deny_only_refuses_more,
+    policy_order_is_irrelevant,
+    route_is_sound,
+    spiffe_ids_print_and_parse,
+];
+
+/// An index fed delta by delta equals one built afresh from what it holds; and emptied it equals an empty one.
+pub fn apply_equals_build(bytes: &[u8]) {
+    let mut draw = Draw::new(bytes);
+    let mut fed = Index::default();
+    while !draw.is_empty() {
+        fed.apply(draw.delta());
+        assert_eq!(fed, Index::build(fed.resources()));
+    }
+    fed.apply(fed.delta_to(&[]));
+    assert_eq!(fed, Index::default());
+}
+
+/// The delta to a set of resources makes an index that holds just these, and is empty when that is so already.
+pub fn delta_leads_there(bytes: &[u8]) {
+    let mut draw = Draw::new(bytes);
+    let mut index = Index::build(draw.delta().upsert);
+    while !draw.is_empty() {
+        let wanted = draw.delta().upsert;
+        let version = index.policy_version();
+        let delta = index.delta_to(&wanted);
+        let about_policies = delta
+            .upsert
+            .iter()
+            .map(Resource::key)
+            .chain(delta.remove.iter().cloned());
+        let moves = about_policies
+            .into_iter()
+            .any(|key| matches!(key, Key::Policy(_)));
+        index.apply(delta);
+        assert_eq!(index.policy_version() != version, moves);
+        assert_eq!(index, Index::build(wanted.clone()));
+        assert!(index.delta_to(&wanted).is_empty());
+    }
+}
+
+/// With one more enforced DENY policy nothing is allowed that was not before.
+pub fn one_more_deny_only_refuses_more(bytes: &[u8]) {
+    let mut draw = Draw::new(bytes);
+    let policies = draw.policies();
+    let extra = Policy {
+        key: "extra/deny".into(),
+        action: Action::Deny,
+        dry_run: false,
+        ..draw.policy()
+    };
+    let (local, asked) = (draw.workload(), draw.attempt());
+    let before = verdict(&policies, &local, &asked);
+    let mut more = policies;
+    more.push(extra);
+    assert!(
+        before || !verdict(&more, &local, &asked),
+        "allowed only with one more DENY"
+    );
+}
+
+/// The order in which policies came changes no verdict, and no note about it.
+pub fn policy_order_is_irrelevant(bytes: &[u8]) {
+    let mut draw = Draw::new(bytes);
+    let mut policies = draw.policies();
+    policies.sort_by(|a, b| a.key.cmp(&b.key));
+    policies.dedup_by(|a, b| a.key == b.key);
+    let (local, asked) = (draw.workload(), draw.attempt());
+    let (first, second) = (index_of(&policies), {
+        policies.reverse();
+        index_of(&policies)
+    });
+    let attempt = asked.as_attempt(&local);
+    assert_eq!(authorize(&first, &attempt), authorize(&second, &attempt));
+}
+
+/// What a connection asks of policy, owned.
+struct Asked {
+    identity: Option<SpiffeId>,
+    source: std::net::SocketAddr,
+    destination: std::net::SocketAddr,
+}
+
+impl Asked {
+    fn as_attempt<'a>(&'a self, local: &'a Workload) -> Attempt<'a> {
+        Attempt {
+            identity: self.identity.as_ref(),
+            source: self.source,
+            destination: self.destination,
+            local,
+        }
+    }
+}
+
+fn index_of(policies: &[Policy]) -> Index {
+    Index::build(
+        policies
+            .iter()
+            .map(|p| Resource::Policy(Arc::new(p.clone())))
+            .collect(),
+    )
+}
+
+fn verdict(policies: &[Policy], local: &Workload, asked: &Asked) -> bool {
+    authorize(&index_of(policies), &asked.as_attempt(local)).is_allowed()
+}
+
+/// `route` leads to eligible endpoints only, does the same for the same seed, and does not depend on how the index came about.
+pub fn route_is_sound(bytes: &[u8]) {
+    let mut draw = Draw::new(bytes);
+    let mut index = Index::default();
+    for _ in 0..3 {
+        let Delta { remove, upsert } = draw.delta();
+        index.apply(Delta { remove, upsert });
+    }
+    let target = draw.socket();
+    let flow = Flow {
+        source: Arc::new(draw.workload()),
+        client: draw.socket(),
+        target,
+        socks: draw.flag(),
+    };
+    let seed = u64::from(draw.byte());
+    let decide = |index: &Index| route(index, &flow, &mut SmallRng::seed_from_u64(seed));
+    let decision = decide(&index);
+    assert_eq!(decision, decide(&index));
+    assert_eq!(decision, decide(&Index::build(index.resources())));
+    if let Decision::Go(plan) = decision {
+        check_plan(&index, &flow, &plan);
+    }
+}
+
+fn check_plan(index: &Index, flow: &Flow, plan: &Plan) {
+    let Some(destination) = &plan.destination else {
+        assert_eq!(
+            (&plan.hop, plan.to, &plan.service),
+            (&Hop::Passthrough, flow.target, &None)
+        );
+        return;
+    };
+    assert_eq!(
+        index.workload(&destination.uid),
+        Some(destination),
+        "a known workload"
+    );
+    assert_eq!(
+        destination.network, flow.source.network,
+        "on the source's network"
+    );
+    assert!(
+        destination.addresses.contains(&plan.to.ip()),
+        "at an address of its own"
+    );
+    if let Hop::Hbone { expected, .. } = &plan.hop {
+        assert!(
+            expected.contains(&destination.identity()),
+            "the peer is checked"
+        );
+    }
+    let Some(service) = &plan.service else { return };
+    assert!(service.is_visible_to(Some(&flow.source.namespace)));
+    let has_waypoint = service.waypoint.is_some() || !service.weighted_waypoints.is_empty();
+    if !has_waypoint {
+        assert!(
+            index.endpoint(service, &destination.uid).is_some(),
+            "an endpoint that health admits"
+        );
+        assert!(destination.capacity > 0);
+        assert!(
+            service.ports.target(flow.target.port()).is_some(),
+            "a port that the service has"
+        );
+        assert!(!service.is_passthrough());
+    }
+}
+
+/// A SPIFFE id of parts without `/` parses from what it prints; and what parses prints as it was.
+pub fn spiffe_ids_print_and_parse(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(id) = text.parse::<SpiffeId>() {
+        assert_eq!(id.to_string(), text);
+    }
+    let plain = text.replace('/', "|");
+    let mut thirds = plain.splitn(3, ' ');
+    let mut third = || thirds.next().unwrap_or_default();
+    let id = SpiffeId::new(third(), third(), third());
+    assert_eq!(id.to_string().parse(), Ok(id));
+}
+
+/// Any text is a file or an error with a place in it; what is a file makes an index that shows itself.
+pub fn local_file(text: &str) {
+    match crate::local::parse(text) {
+        Ok(resources) => {
+            let index = Index::build(resources.clone());
+            assert_eq!(
+                index.resources().len(),
+                resources.len(),
+                "no two resources have one key"
+            );
+            assert!(index.delta_to(&resources).is_empty());
+        }
+        Err(error) => {
+            assert!(error.line <= text.split('\n').count() as u64 + 1, "{error}");
+            assert!(!error.problem.is_empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::Rng;
+
+    use super::*;
+
+    const RUNS: u64 = 400;
+    const BYTES_MAX: usize = 600;
+
+    #[test]
+    fn hold_for_fixed_seeds() {
+        for law in ALL {
+            for seed in 0..RUNS {
+                let mut rng = SmallRng::seed_from_u64(seed);
+                let mut bytes = vec![0; rng.random_range(0..BYTES_MAX)];
+                rng.fill(&mut bytes[..]);
+                law(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn files_with_faults_are_files_or_errors() {
+        let file = include_str!("laws/local.yaml");
+        local_file(file);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let junk = b"{}[]:-,\"'!&*#|>% \n\tax0";
+        for _ in 0..500 {
+            let mut bytes = file.as_bytes().to_vec();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..bytes.len());
+                bytes[at] = junk[rng.random_range(0..junk.len())];
+            }
+            local_file(&String::from_utf8_lossy(&bytes));
+        }
+    }
+}
