@@ -1,0 +1,129 @@
+//! The daemon's own cgroup, by whose id it is exempt from capture, and the cgroup that capture attaches to.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sys::cgroup;
+
+/// First part of the name of a cgroup that the daemon makes for itself; the process id follows.
+const PREFIX: &str = "ztunnel-";
+/// Names of the cgroup that holds all pods of a Kubernetes node, by kubelet's cgroup driver.
+const KUBEPODS: [&str; 3] = ["kubepods", "kubepods.slice", "kubelet/kubepods"];
+
+/// Why the daemon has no cgroup of its own.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup v2 at all.
+    #[error("no cgroup v2 hierarchy is mounted")]
+    NotMounted,
+    /// The own cgroup cannot be found below any mount.
+    #[error(
+        "the own cgroup {path} is not visible below any cgroup v2 mount: mount the host's hierarchy"
+    )]
+    Hidden {
+        /// As in `/proc/self/cgroup`.
+        path: String,
+    },
+    /// A cgroup cannot be read, made or entered.
+    #[error("cannot {what} cgroup {path}: {cause}")]
+    Refused {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+}
+
+/// Makes sure that this process is alone in its cgroup, and returns the cgroup's id.
+///
+/// It moves to a fresh child `ztunnel-<pid>` when other processes share its cgroup, or when pods' cgroups are or may be made
+/// of it (it is the capture cgroup or above): an exemption by cgroup must never cover a pod.
+pub fn settle(capture_cgroup: &Path) -> Result<u64, CgroupError> {
+    let own = find_own()?;
+    sweep(&own);
+    let shared = read(&own)?.iter().any(|pid| *pid != std::process::id());
+    let above = is_below(capture_cgroup, &own).map_err(|cause| refused("compare", &own, cause))?;
+    if !shared && !above {
+        return cgroup::id(&own).map_err(|cause| refused("read", &own, cause));
+    }
+    let place = own.join(format!("{PREFIX}{}", std::process::id()));
+    match fs::create_dir(&place) {
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(refused("make", &place, cause));
+        }
+        _ => {}
+    }
+    let id = cgroup::id(&place).map_err(|cause| refused("read", &place, cause))?;
+    cgroup::enter(&place).map_err(|cause| refused("enter", &place, cause))?;
+    Ok(id)
+}
+
+/// The node's cgroup of all pods, else the root of the hierarchy.
+pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
+    let mounts = cgroup::mounts().unwrap_or_default();
+    let first = mounts.first().ok_or(CgroupError::NotMounted)?;
+    let pods = mounts
+        .iter()
+        .flat_map(|mount| KUBEPODS.iter().map(|name| mount.point.join(name)));
+    Ok(pods
+        .into_iter()
+        .find(|path| path.is_dir())
+        .unwrap_or_else(|| first.point.clone()))
+}
+
+/// Whether `path` is `above` or lies below it, whatever mounts the paths go through.
+pub(crate) fn is_below(path: &Path, above: &Path) -> io::Result<bool> {
+    let wanted = cgroup::id(above)?;
+    for ancestor in fs::canonicalize(path)?.ancestors() {
+        match cgroup::id(ancestor) {
+            Ok(id) if id == wanted => return Ok(true),
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    Ok(false)
+}
+
+/// The directory of this process's cgroup, found by trying each mount and confirmed by the list of processes there.
+fn find_own() -> Result<PathBuf, CgroupError> {
+    let path = cgroup::own_path().map_err(|_| CgroupError::NotMounted)?;
+    let mounts = cgroup::mounts().unwrap_or_default();
+    if mounts.is_empty() {
+        return Err(CgroupError::NotMounted);
+    }
+    let candidates = mounts.iter().filter_map(|mount| {
+        let inside = Path::new(&path).strip_prefix(&mount.root).ok()?;
+        Some(mount.point.join(inside))
+    });
+    let pid = std::process::id();
+    let mut own =
+        candidates.filter(|dir| cgroup::processes(dir).is_ok_and(|pids| pids.contains(&pid)));
+    own.next().ok_or(CgroupError::Hidden { path })
+}
+
+/// Removes cgroups that former daemons made and left; those with processes stay, the kernel sees to it.
+fn sweep(own: &Path) {
+    let Ok(entries) = fs::read_dir(own) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u32>, CgroupError> {
+    cgroup::processes(path).map_err(|cause| refused("read", path, cause))
+}
+
+fn refused(what: &'static str, path: &Path, cause: io::Error) -> CgroupError {
+    CgroupError::Refused {
+        what,
+        path: path.to_owned(),
+        cause,
+    }
+}

@@ -1,0 +1,106 @@
+//! Where everything is pinned: `<pins>/v<layout>/`, so that daemons with different map layouts never share a map.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use redirect_common::LAYOUT;
+
+/// First part of the pin of a pod's `sk_lookup` link; the namespace's cookie in hexadecimal follows.
+const LOOKUP: &str = "lookup-";
+/// Last part of the name of a pin on its way to replace another.
+const NEXT: &str = "-next";
+
+/// The directory of pins.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    base: PathBuf,
+    dir: PathBuf,
+}
+
+impl Pins {
+    /// The place below `base`; touches nothing.
+    pub fn at(base: &Path) -> Self {
+        Self {
+            base: base.to_owned(),
+            dir: base.join(format!("v{LAYOUT}")),
+        }
+    }
+
+    /// Makes the directory, mounting a bpf file system first where there should be one.
+    pub fn create(base: &Path) -> io::Result<Self> {
+        sys::bpffs::ensure(base)?;
+        let pins = Self::at(base);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&pins.dir)?;
+        Ok(pins)
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Path of a pin by name.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Path of the `sk_lookup` link of a pod.
+    pub fn lookup(&self, cookie: u64) -> PathBuf {
+        self.dir.join(format!("{LOOKUP}{cookie:x}"))
+    }
+
+    /// Cookies of all pods with a pinned `sk_lookup` link.
+    pub fn lookups(&self) -> io::Result<Vec<u64>> {
+        let mut cookies = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let hex = name.to_str().and_then(|name| name.strip_prefix(LOOKUP));
+            cookies.extend(hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
+        }
+        Ok(cookies)
+    }
+
+    /// One process at a time may change what is pinned; waits for the other. Released when dropped.
+    pub fn lock(&self) -> io::Result<Flock<File>> {
+        Flock::lock(File::open(&self.dir)?, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error.into())
+    }
+
+    /// Pins `object` under `name` in place of what is there.
+    pub fn replace(&self, object: &impl std::os::fd::AsFd, path: &Path) -> io::Result<()> {
+        let mut next = path.as_os_str().to_owned();
+        next.push(NEXT);
+        let next = PathBuf::from(next);
+        remove(&next)?;
+        sys::bpf::pin(object, &next)?;
+        fs::rename(&next, path)
+    }
+
+    /// Removes every pin and the directories, if nothing else is in them.
+    pub fn clear(&self) -> io::Result<()> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&self.dir)? {
+            fs::remove_file(entry?.path())?;
+        }
+        fs::remove_dir(&self.dir)?;
+        // Other layouts may still be there.
+        let _ = fs::remove_dir(&self.base);
+        Ok(())
+    }
+}
+
+/// Removes a pin; its absence is fine.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,123 @@
+//! The compiled kernel programs and how they are loaded. Leaves attaching and map contents to others.
+
+use std::io;
+use std::path::Path;
+
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader};
+use redirect_common::name;
+use sys::bpf::Attach;
+
+use crate::error::StartError;
+use crate::pins::Pins;
+
+/// Whether this build holds the kernel programs.
+pub const BUILT: bool = cfg!(has_programs);
+
+#[cfg(has_programs)]
+static REDIRECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o"));
+#[cfg(has_programs)]
+static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookup.o"));
+#[cfg(not(has_programs))]
+static REDIRECT: &[u8] = &[];
+#[cfg(not(has_programs))]
+static LOOKUP: &[u8] = &[];
+
+/// A program of the capture cgroup: its name in the object, its pin, its place. The guards come first, so that no connection is captured unguarded.
+pub(crate) const CGROUP_PROGRAMS: [(&str, &str, Attach); 4] = [
+    ("guard", "link-egress", Attach::CgroupEgress),
+    ("options", "link-setsockopt", Attach::Setsockopt),
+    ("connect4", "link-connect4", Attach::Connect4),
+    ("connect6", "link-connect6", Attach::Connect6),
+];
+
+/// Loads the programs of the capture cgroup and makes or opens the shared maps.
+pub(crate) fn load_redirect(pins: &Pins) -> Result<Ebpf, StartError> {
+    if !BUILT {
+        return Err(StartError::NotBuilt);
+    }
+    let mut object = loader(pins)
+        .load(REDIRECT)
+        .map_err(|error| refused("redirect", &error))?;
+    for (program, _, _) in CGROUP_PROGRAMS {
+        load(&mut object, program)?;
+    }
+    Ok(object)
+}
+
+/// Loads an instance of the `sk_lookup` program for the namespace with `cookie`.
+pub(crate) fn load_lookup(pins: &Pins, cookie: u64) -> Result<Ebpf, StartError> {
+    let mut loader = loader(pins);
+    let mut object = loader
+        .override_global(name::COOKIE, &cookie, true)
+        .load(LOOKUP)
+        .map_err(|error| refused("lookup", &error))?;
+    load(&mut object, LOOKUP_PROGRAM)?;
+    Ok(object)
+}
+
+/// Name of the only program in the lookup object.
+pub(crate) const LOOKUP_PROGRAM: &str = "pod_lookup";
+
+fn loader<'a>(pins: &Pins) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    // No field of the kernel's own structures is read, so its type information (megabytes) need not be parsed.
+    loader
+        .btf(None)
+        .default_map_pin_directory(pins.dir())
+        .allow_unsupported_maps();
+    loader
+}
+
+fn load(object: &mut Ebpf, name: &'static str) -> Result<(), StartError> {
+    let program = object.program_mut(name).ok_or(StartError::Load {
+        program: name,
+        cause: "not in the object".into(),
+    })?;
+    let result = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => {
+            return Err(StartError::Load {
+                program: name,
+                cause: "unexpected kind".into(),
+            });
+        }
+    };
+    result.map_err(|error| refused(name, &error))
+}
+
+/// The descriptor of a loaded program, duplicated.
+pub(crate) fn fd(object: &Ebpf, name: &'static str) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::AsFd;
+    let program = object.program(name).ok_or(io::ErrorKind::NotFound)?;
+    program
+        .fd()
+        .map_err(io::Error::other)?
+        .as_fd()
+        .try_clone_to_owned()
+}
+
+/// The loader's error with its causes; of the verifier's log the end, where the reason stands.
+fn refused(program: &'static str, error: &dyn std::error::Error) -> StartError {
+    const TAIL: usize = 1500;
+    let mut cause = error.to_string();
+    let mut next = error.source();
+    while let Some(inner) = next {
+        cause.push_str(": ");
+        cause.push_str(&inner.to_string());
+        next = inner.source();
+    }
+    let start = cause.char_indices().rev().nth(TAIL).map_or(0, |(at, _)| at);
+    StartError::Load {
+        program,
+        cause: cause[start..].to_owned(),
+    }
+}
+
+/// Whether `path` is worth opening as a pin.
+pub(crate) fn is_pinned(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

@@ -1,0 +1,11 @@
+//! Capture against the real kernel: real namespaces, cgroups, programs and sockets. Needs root; fails clearly without.
+//!
+//! The test process plays the daemon; applications are this same binary started again (see [`app`]), inside a pod's cgroup and namespace.
+
+mod app;
+mod inbound;
+mod kernel;
+mod lifecycle;
+mod outbound;
+mod tamper;
+mod world;

@@ -1,0 +1,42 @@
+//! The bpf file system: is a directory on one, and mounting it where a machine has not.
+//!
+//! Leaves to others what is pinned there.
+
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, statfs};
+
+/// `BPF_FS_MAGIC` of `linux/magic.h`.
+const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+/// The customary mount point.
+pub const POINT: &str = "/sys/fs/bpf";
+
+/// Whether `path` lies on a bpf file system. A path that does not exist yet is judged by its nearest existing parent.
+pub fn holds(path: &Path) -> io::Result<bool> {
+    let nearest = path
+        .ancestors()
+        .find(|dir| dir.exists())
+        .unwrap_or(Path::new("/"));
+    Ok(statfs(nearest)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Makes sure that `path` lies on a bpf file system: mounts one at [`POINT`] when `path` is below it and there is none.
+///
+/// Errors: `path` is elsewhere and on another file system, or mounting fails.
+pub fn ensure(path: &Path) -> io::Result<()> {
+    if holds(path)? {
+        return Ok(());
+    }
+    if !path.starts_with(POINT) {
+        let text = format!(
+            "{} is not on a bpf file system (mount -t bpf bpf <dir>)",
+            path.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), POINT, Some("bpf"), flags, Some("mode=0700"))?;
+    Ok(())
+}

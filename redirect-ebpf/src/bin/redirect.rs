@@ -1,0 +1,264 @@
+//! Programs attached at the capture cgroup: mark connections as they are made, keep them from leaving by another way.
+//! Thin shells: the decisions are in `redirect_common::verdict`.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, cgroup_sockopt};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockoptContext};
+use redirect_common::{
+    Address, Attempt, Caller, Connect, Counter, ExcludedPort, ExcludedRange, Pod, REDIRECT_MARK,
+    SocketOption, connect, egress, setsockopt,
+};
+use redirect_ebpf::{CAPTURED, DAEMONS, EXCLUDED_PORTS, EXCLUDED_RANGES, count, field, pod};
+
+const DENY: i32 = 0;
+const ALLOW: i32 = 1;
+const SOCK_STREAM: u32 = 1;
+const SOL_SOCKET: i32 = 1;
+const SO_MARK: i32 = 36;
+const SO_BINDTODEVICE: i32 = 25;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+/// `TCP_CLOSE` of `enum tcp_state`.
+const TCP_CLOSE: u32 = 7;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    let raw = ctx.sock_addr;
+    let address = Address::v4(field!((*raw).user_ip4));
+    decide(
+        &ctx,
+        address,
+        field!((*raw).user_port),
+        field!((*raw).type_),
+        field!((*raw).protocol),
+    )
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    let raw = ctx.sock_addr;
+    let address = Address::v6([
+        field!((*raw).user_ip6[0]),
+        field!((*raw).user_ip6[1]),
+        field!((*raw).user_ip6[2]),
+        field!((*raw).user_ip6[3]),
+    ]);
+    decide(
+        &ctx,
+        address,
+        field!((*raw).user_port),
+        field!((*raw).type_),
+        field!((*raw).protocol),
+    )
+}
+
+/// The process that calls `connect()`.
+struct Process {
+    cookie: u64,
+}
+
+impl Caller for Process {
+    #[inline(always)]
+    fn pod(&self) -> Option<Pod> {
+        pod(self.cookie)
+    }
+
+    #[inline(always)]
+    fn is_daemon(&self) -> bool {
+        is_daemon()
+    }
+
+    #[inline(always)]
+    fn excludes_range(&self, destination: &Address) -> bool {
+        let key = Key::new(
+            ExcludedRange::BITS,
+            ExcludedRange::new(self.cookie, *destination),
+        );
+        EXCLUDED_RANGES.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn excludes_port(&self, port: u16) -> bool {
+        // SAFETY: only presence is asked for.
+        unsafe { EXCLUDED_PORTS.get(ExcludedPort::new(self.cookie, port)) }.is_some()
+    }
+}
+
+#[inline(always)]
+fn is_daemon() -> bool {
+    // SAFETY: the helper takes no argument; only presence is asked for.
+    unsafe { DAEMONS.get(bpf_get_current_cgroup_id()) }.is_some()
+}
+
+#[inline(always)]
+fn decide(
+    ctx: &SockAddrContext,
+    destination: Address,
+    port_be: u32,
+    kind: u32,
+    protocol: u32,
+) -> i32 {
+    // SAFETY: the context is the program's own.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let tcp = kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+    // The port stands in the low half, in network byte order.
+    let attempt = Attempt {
+        tcp,
+        destination,
+        port: u16::from_be(port_be as u16),
+    };
+    match connect(&attempt, &Process { cookie }) {
+        Connect::Foreign => leave(ctx),
+        Connect::Pass => {
+            count(Counter::ConnectPassed);
+            leave(ctx)
+        }
+        Connect::Capture => match capture(ctx) {
+            Ok(()) => {
+                count(Counter::ConnectCaptured);
+                ALLOW
+            }
+            Err(reason) => {
+                count(reason);
+                DENY
+            }
+        },
+    }
+}
+
+/// Flags the socket, frees it from any device, and marks it; the flag comes first, because it is what the guard looks at.
+#[inline(always)]
+fn capture(ctx: &SockAddrContext) -> Result<(), Counter> {
+    let raw = ctx.sock_addr;
+    let socket = socket(raw);
+    let (mark, device) = (field!((*socket).mark), field!((*socket).bound_dev_if));
+    // SAFETY: the socket is the context's.
+    let mut former = unsafe { CAPTURED.create(socket.cast()) }.ok_or(Counter::ConnectDeniedFlag)?;
+    // SAFETY: the entry lives as long as the socket, which the program holds.
+    let former = unsafe { former.as_mut() };
+    if former.captured == 0 {
+        former.mark = mark;
+        former.captured = 1;
+    }
+    if device != 0 && !set(raw, SO_BINDTODEVICE, 0) {
+        return Err(Counter::ConnectDeniedDevice);
+    }
+    if !set(raw, SO_MARK, REDIRECT_MARK) {
+        return Err(Counter::ConnectDeniedMark);
+    }
+    Ok(())
+}
+
+/// A socket used again for something that is not captured gets its former mark back.
+#[inline(always)]
+fn leave(ctx: &SockAddrContext) -> i32 {
+    let raw = ctx.sock_addr;
+    let socket = socket(raw);
+    // SAFETY: the socket is the context's.
+    let Some(former) = (unsafe { CAPTURED.find(socket.cast()) }) else {
+        return ALLOW;
+    };
+    // SAFETY: the entry lives as long as the socket.
+    let mark = unsafe { former.as_ref().mark };
+    if !set(raw, SO_MARK, mark) {
+        count(Counter::ConnectDeniedMark);
+        return DENY;
+    }
+    // SAFETY: the socket is the context's.
+    unsafe { CAPTURED.remove(socket.cast()) };
+    ALLOW
+}
+
+#[inline(always)]
+fn socket(raw: *mut bpf_sock_addr) -> *mut bpf_sock {
+    field!((*raw).__bindgen_anon_1.sk)
+}
+
+/// Sets a four-byte option of the context's socket. For `SO_BINDTODEVICE` zero is the empty name: no device.
+#[inline(always)]
+fn set(raw: *mut bpf_sock_addr, option: i32, value: u32) -> bool {
+    let mut value = value;
+    // SAFETY: pointer and length describe `value`.
+    let result = unsafe {
+        bpf_setsockopt(
+            raw.cast(),
+            SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            size_of::<u32>() as i32,
+        )
+    };
+    result == 0
+}
+
+#[cgroup_sockopt(setsockopt)]
+pub fn options(ctx: SockoptContext) -> i32 {
+    let raw = ctx.sockopt;
+    let (level, name, socket) = (
+        field!((*raw).level),
+        field!((*raw).optname),
+        field!((*raw).__bindgen_anon_1.sk),
+    );
+    // "Nothing changed": the kernel takes the caller's own buffer, of whatever size, not the part copied for us.
+    // SAFETY: a writable context field.
+    unsafe { (*raw).optlen = 0 };
+    if level != SOL_SOCKET {
+        return ALLOW;
+    }
+    let (kind, state, mark) = (
+        field!((*socket).type_),
+        field!((*socket).state),
+        field!((*socket).mark),
+    );
+    let option = SocketOption {
+        level,
+        name,
+        stream: kind == SOCK_STREAM,
+        closed: state == TCP_CLOSE,
+        multipath: field!((*socket).protocol) == IPPROTO_MPTCP,
+        mark,
+    };
+    if !setsockopt(&option) || is_daemon() {
+        return ALLOW;
+    }
+    // SAFETY: the context is the program's own.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if pod(cookie).is_none() {
+        return ALLOW;
+    }
+    count(Counter::SetsockoptRefused);
+    DENY
+}
+
+#[cgroup_skb(egress)]
+pub fn guard(ctx: SkBuffContext) -> i32 {
+    let raw = ctx.skb.skb;
+    let (device, mark, socket) = (
+        field!((*raw).ifindex),
+        field!((*raw).mark),
+        field!((*raw).__bindgen_anon_2.sk),
+    );
+    let captured = || {
+        // SAFETY: the socket is the context's and not null.
+        !socket.is_null() && unsafe { CAPTURED.find(socket.cast()) }.is_some()
+    };
+    if !egress(device, mark, captured) {
+        return ALLOW;
+    }
+    count(Counter::EgressDropped);
+    DENY
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";
