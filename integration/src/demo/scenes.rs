@@ -166,7 +166,7 @@ pub const KEEP: Scene = Scene {
 
 fn with(stage: Option<Stage>, play: impl FnOnce(&mut Stage) -> Result<String>) -> Played {
     let mut stage = stage.context("there is no stage")?;
-    let detail = play(&mut stage)?;
+    let detail = play(&mut stage).with_context(|| stage.complaints())?;
     Ok((Some(stage), detail))
 }
 

@@ -1,7 +1,7 @@
 //! What the demo plays on: two nodes with a daemon each, three pods with real applications, and ways to look at them.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::tell::Teller;
 use crate::netns;
 use crate::wire::Packet;
-use crate::{App, Daemon, Layout, Packets, Pod, PodPlan, Service, World, place};
+use crate::{AccessLine, App, Daemon, Layout, Packets, Pod, PodPlan, Service, World, place};
 
 /// Port of the HTTP applications.
 pub const HTTP: u16 = 8080;
@@ -25,6 +25,8 @@ pub const SECRET: &str = "4929-1837-2204-5561";
 /// The service's virtual address; no kube-proxy serves it here.
 pub const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 
+/// Warnings and errors that are shown of one log.
+const COMPLAINTS_MAX: usize = 5;
 /// Bytes of a payload that are shown.
 const SHOWN_BYTES: usize = 12;
 /// Characters of a readable payload that are shown.
@@ -160,7 +162,33 @@ impl Stage {
                 let _ = writeln!(text, "{key} = {}", netns::sysctl(&pod.netns, key)?);
             }
         }
-        Ok(text)
+        // the kernel's own link-local addresses come when it is done looking for twins
+        let kept = text.lines().filter(|line| !line.contains("fe80:"));
+        Ok(kept.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// What the daemons, also those already replaced, wrote as warnings and errors: for a step that failed.
+    pub fn complaints(&self) -> String {
+        let mut text = String::from("warnings and errors of the daemons:\n");
+        let entries = fs::read_dir(self.world.dir())
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut logs: Vec<_> = entries.map(|entry| entry.path()).collect();
+        logs.retain(|path| path.extension().is_some_and(|end| end == "log"));
+        logs.sort();
+        for path in logs {
+            let log = fs::read_to_string(&path).unwrap_or_default();
+            let grave = |line: &&str| {
+                ["warn", "error"].contains(&line.split('\t').nth(1).unwrap_or_default())
+            };
+            let lines: Vec<_> = log.lines().filter(grave).collect();
+            for line in &lines[lines.len().saturating_sub(COMPLAINTS_MAX)..] {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy();
+                let _ = writeln!(text, "{name}: {}", brief(line));
+            }
+        }
+        text
     }
 
     /// Lets world, daemons and applications go on after this process.
@@ -199,6 +227,21 @@ fn servers<'a>(cart: &'a Pod, ledger: &'a Pod) -> [(&'a Pod, &'static [&'static 
         (cart, &["echo"]),
         (ledger, &["http", "--name", "ledger"]),
     ]
+}
+
+/// A log line; of the access log only what a failure is about.
+fn brief(line: &str) -> String {
+    let Some(access) = AccessLine::parse(line) else {
+        return line.to_owned();
+    };
+    let time = line.split('\t').next().unwrap_or_default();
+    let field = |key| access.field(key);
+    let (message, from, to) = (&access.message, field("src.addr"), field("dst.addr"));
+    format!(
+        "{time} {} {message}: {from} > {to}: {}",
+        field("direction"),
+        field("error")
+    )
 }
 
 /// One packet as a line: readable text as it stands, TLS records by kind, anything else as bytes.
