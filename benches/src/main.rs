@@ -92,23 +92,24 @@ fn run(args: Args) -> Result<()> {
 }
 
 fn bench(effort: measure::Effort, out: &Path) -> Result<()> {
-    let all = measure::run(effort, |text| eprintln!("{text}"))?;
+    let measure::Measured { series, congestion } =
+        measure::run(effort, |text| eprintln!("{text}"))?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .unwrap_or_default()
         .trim()
         .to_owned();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-    println!(
-        "Linux {kernel}, {cpus} CPUs, {} rounds of {} s",
-        effort.rounds, effort.secs
-    );
-    print!("{}", report::table(&all));
+    let (rounds, secs) = (effort.rounds, effort.secs);
+    println!("Linux {kernel}, {cpus} CPUs, {congestion}, {rounds} rounds of {secs} s");
+    print!("{}", report::table(&series));
     println!(
         "\nratio: median beside plain TCP. CPU: of the two proxies, and of the whole machine."
     );
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let file = out.join("speed.json");
-    let whole = json!({"kernel": kernel, "cpus": cpus, "rounds": effort.rounds, "secs": effort.secs, "series": all});
+    let whole = json!({
+        "kernel": kernel, "cpus": cpus, "congestion": congestion, "rounds": rounds, "secs": secs, "series": series,
+    });
     std::fs::write(&file, serde_json::to_string_pretty(&whole)?)
         .with_context(|| format!("cannot write {}", file.display()))?;
     println!("every sample: {}", file.display());

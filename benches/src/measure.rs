@@ -89,8 +89,9 @@ fn rate(outcome: &Outcome) -> f64 {
 const READY_MAX: Duration = Duration::from_secs(10);
 /// The namespace that is labelled.
 const NAMESPACE: &str = "bench";
-/// Set in every namespace, so that a machine's default does not decide the result.
-const CONGESTION_CONTROL: &str = "cubic";
+/// Tried in this order and set in every namespace, so that a machine's default does not decide the result. A namespace
+/// may only use what the machine allows (`tcp_allowed_congestion_control`), which is not ours to change; reno always is.
+const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
 
 /// Two nodes with a pod each, their daemons, targets and relays.
 struct Field {
@@ -99,11 +100,20 @@ struct Field {
     relays: [App; 2],
     _targets: App,
     daemons: Vec<Daemon>,
+    congestion: &'static str,
     world: World,
 }
 
+/// Everything measured, and under which congestion control.
+pub struct Measured {
+    /// One entry per measurement and path, in the order of the table.
+    pub series: Vec<Series>,
+    /// Of every TCP socket in the namespaces.
+    pub congestion: &'static str,
+}
+
 /// Measures everything; `progress` hears what is going on.
-pub fn run(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Series>> {
+pub fn run(effort: Effort, progress: impl Fn(&str)) -> Result<Measured> {
     progress("two nodes, two pods, two daemons");
     let field = Field::raise()?;
     let mut all: Vec<Series> = Vec::new();
@@ -143,7 +153,10 @@ pub fn run(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Series>> {
             }
         }
     }
-    Ok(all)
+    Ok(Measured {
+        series: all,
+        congestion: field.congestion,
+    })
 }
 
 impl Field {
@@ -160,9 +173,20 @@ impl Field {
         let (client, server) = (world.pod("client-0").clone(), world.pod("server-0").clone());
         let daemons = world.daemons()?;
         let pods = [&client.netns, &server.netns].map(|path| path.as_path());
-        for netns in pods.into_iter().chain(daemons.iter().map(Daemon::netns)) {
-            netns::set_sysctl(netns, "net/ipv4/tcp_congestion_control", CONGESTION_CONTROL)?;
-        }
+        let all: Vec<_> = pods
+            .into_iter()
+            .chain(daemons.iter().map(Daemon::netns))
+            .collect();
+        let set = |name: &&&str| {
+            all.iter().all(|netns| {
+                netns::set_sysctl(netns, "net/ipv4/tcp_congestion_control", name).is_ok()
+            })
+        };
+        let congestion = CONGESTION_CONTROLS
+            .iter()
+            .find(set)
+            .copied()
+            .context("no congestion control can be set")?;
         let targets = start(&server, &["serve"])?;
         let offset = serve::RELAY.to_string();
         let relays = [
@@ -178,6 +202,7 @@ impl Field {
             relays,
             _targets: targets,
             daemons,
+            congestion,
             world,
         })
     }
