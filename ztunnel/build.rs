@@ -7,7 +7,10 @@ fn main() {
     let revision = output("git", &["rev-parse", "HEAD"]);
     // only files that change with a commit: the status may be older than an edit, never newer than a commit
     for file in ["HEAD", "index"] {
-        if let Some(path) = output("git", &["rev-parse", "--path-format=absolute", "--git-path", file]) {
+        if let Some(path) = output(
+            "git",
+            &["rev-parse", "--path-format=absolute", "--git-path", file],
+        ) {
             println!("cargo:rerun-if-changed={path}");
         }
     }
@@ -16,14 +19,26 @@ fn main() {
         Some(changes) if changes.is_empty() => "Clean",
         Some(_) => "Modified",
     };
-    let compiler = std::env::var("RUSTC").ok().and_then(|rustc| output(&rustc, &["--version"]));
-    let compiler = compiler.as_deref().and_then(|line| line.split(' ').nth(1)).unwrap_or("unknown").to_owned();
-    println!("cargo:rustc-env=ZTUNNEL_GIT_REVISION={}", revision.unwrap_or_else(|| "unknown".to_owned()));
+    let compiler = std::env::var("RUSTC")
+        .ok()
+        .and_then(|rustc| output(&rustc, &["--version"]));
+    let compiler = compiler
+        .as_deref()
+        .and_then(|line| line.split(' ').nth(1))
+        .unwrap_or("unknown")
+        .to_owned();
+    println!(
+        "cargo:rustc-env=ZTUNNEL_GIT_REVISION={}",
+        revision.unwrap_or_else(|| "unknown".to_owned())
+    );
     println!("cargo:rustc-env=ZTUNNEL_BUILD_STATUS={status}");
     println!("cargo:rustc-env=ZTUNNEL_RUST_VERSION={compiler}");
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

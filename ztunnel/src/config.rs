@@ -11,7 +11,7 @@ use ipnet::IpNet;
 mod value;
 pub mod variables;
 
-pub use value::{Invalid, parse_duration};
+pub use value::Invalid;
 
 /// Where capture state is pinned unless told otherwise.
 pub const PINS_DEFAULT: &str = "/sys/fs/bpf/ztunnel";
@@ -121,14 +121,25 @@ pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config
     source_of_pods(&env)?;
     no_control_plane(&env)?;
     Ok(Config {
-        enroll_file: env.required("ENROLL_FILE", "a path to the enrolment file")?.into(),
+        enroll_file: env
+            .required("ENROLL_FILE", "a path to the enrolment file")?
+            .into(),
         excluded_namespaces: env.list("ENROLL_EXCLUDE_NAMESPACES", "kube-system"),
-        mesh_file: env.required("LOCAL_XDS_PATH", "a path to the mesh state file")?.into(),
-        embedded_ca_dir: env.required("EMBEDDED_CA_DIR", "a directory for the embedded CA (the Istio CA is not supported yet)")?.into(),
+        mesh_file: env
+            .required("LOCAL_XDS_PATH", "a path to the mesh state file")?
+            .into(),
+        embedded_ca_dir: env
+            .required(
+                "EMBEDDED_CA_DIR",
+                "a directory for the embedded CA (the Istio CA is not supported yet)",
+            )?
+            .into(),
         capture: capture(&env)?,
         network: env.text("NETWORK", ""),
         node_name: env.optional("NODE_NAME"),
-        cluster_id: env.optional("ISTIO_META_CLUSTER_ID").unwrap_or_else(|| env.text("CLUSTER_ID", "Kubernetes")),
+        cluster_id: env
+            .optional("ISTIO_META_CLUSTER_ID")
+            .unwrap_or_else(|| env.text("CLUSTER_ID", "Kubernetes")),
         secret_ttl: env.duration("SECRET_TTL", Duration::from_secs(24 * 3600))?,
         tls12: env.optional("TLS12_ENABLED").is_some_and(|v| v == "true"),
         threads: threads(&env, cores)?,
@@ -136,7 +147,10 @@ pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config
         stats_port: env.number("STATS_PORT", 15020)?,
         readiness_port: env.number("READINESS_PORT", 15021)?,
         response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true)?,
-        pool_max_streams: at_least_one("POOL_MAX_STREAMS_PER_CONNECTION", env.number("POOL_MAX_STREAMS_PER_CONNECTION", 100)?)?,
+        pool_max_streams: at_least_one(
+            "POOL_MAX_STREAMS_PER_CONNECTION",
+            env.number("POOL_MAX_STREAMS_PER_CONNECTION", 100)?,
+        )?,
         pool_idle: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
         stream_window: env.number("HTTP2_STREAM_WINDOW_SIZE", 4_194_304)?,
         connection_window: env.number("HTTP2_CONNECTION_WINDOW_SIZE", 16_777_216)?,
@@ -144,9 +158,15 @@ pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config
         keepalive: keepalive(&env)?,
         localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true)?,
         drain_deadline: drain_deadline(&env)?,
-        log_format: if env.text("LOG_FORMAT", "plain") == "json" { LogFormat::Json } else { LogFormat::Plain },
+        log_format: if env.text("LOG_FORMAT", "plain") == "json" {
+            LogFormat::Json
+        } else {
+            LogFormat::Plain
+        },
         log_filter: env.optional("RUST_LOG"),
-        policy_info: env.optional("AUTHZ_POLICY_INFO_LOGGING").is_some_and(|v| v == "true"),
+        policy_info: env
+            .optional("AUTHZ_POLICY_INFO_LOGGING")
+            .is_some_and(|v| v == "true"),
         istio_version: env.text("ISTIO_META_ISTIO_VERSION", "unknown"),
     })
 }
@@ -154,15 +174,27 @@ pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config
 fn source_of_pods(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(), Invalid> {
     let enroll = env.text("ENROLL", "file");
     if enroll != "file" {
-        return Err(Invalid::new("ENROLL", enroll, "file (zds and kubernetes are not supported yet)"));
+        return Err(Invalid::new(
+            "ENROLL",
+            enroll,
+            "file (zds and kubernetes are not supported yet)",
+        ));
     }
     let capture = env.text("CAPTURE", "ebpf");
     if capture != "ebpf" {
-        return Err(Invalid::new("CAPTURE", capture, "ebpf (external is not supported yet)"));
+        return Err(Invalid::new(
+            "CAPTURE",
+            capture,
+            "ebpf (external is not supported yet)",
+        ));
     }
     let mode = env.text("PROXY_MODE", "shared");
     if mode != "shared" {
-        return Err(Invalid::new("PROXY_MODE", mode, "shared (dedicated is not supported yet)"));
+        return Err(Invalid::new(
+            "PROXY_MODE",
+            mode,
+            "shared (dedicated is not supported yet)",
+        ));
     }
     Ok(())
 }
@@ -171,7 +203,11 @@ fn source_of_pods(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(
 fn no_control_plane(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(), Invalid> {
     for name in ["XDS_ADDRESS", "CA_ADDRESS"] {
         if let Some(address) = env.optional(name) {
-            return Err(Invalid::new(name, address, "empty or unset (a control plane is not supported yet; the mesh comes from LOCAL_XDS_PATH)"));
+            return Err(Invalid::new(
+                name,
+                address,
+                "empty or unset (a control plane is not supported yet; the mesh comes from LOCAL_XDS_PATH)",
+            ));
         }
     }
     Ok(())
@@ -180,8 +216,16 @@ fn no_control_plane(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result
 fn capture(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Capture, Invalid> {
     let mut exempt_sources = Vec::new();
     for item in env.list("CAPTURE_EXEMPT_SOURCES", "") {
-        let net = item.parse::<IpNet>().or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
-        exempt_sources.push(net.map_err(|_| Invalid::new("CAPTURE_EXEMPT_SOURCES", item, "a comma-separated list of addresses or CIDRs"))?);
+        let net = item
+            .parse::<IpNet>()
+            .or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
+        exempt_sources.push(net.map_err(|_| {
+            Invalid::new(
+                "CAPTURE_EXEMPT_SOURCES",
+                item,
+                "a comma-separated list of addresses or CIDRs",
+            )
+        })?);
     }
     Ok(Capture {
         cgroup: env.optional("CAPTURE_CGROUP").map(PathBuf::from),
@@ -201,11 +245,18 @@ fn keepalive(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Keepal
 }
 
 fn at_least_one(name: &'static str, number: u16) -> Result<u16, Invalid> {
-    if number == 0 { Err(Invalid::new(name, "0", "a number from 1 to 65535")) } else { Ok(number) }
+    if number == 0 {
+        Err(Invalid::new(name, "0", "a number from 1 to 65535"))
+    } else {
+        Ok(number)
+    }
 }
 
 /// Data threads (spec: configuration §5): an explicit count or share of the cores, else what the limits allow.
-fn threads(env: &value::Env<impl Fn(&str) -> Option<String>>, cores: usize) -> Result<usize, Invalid> {
+fn threads(
+    env: &value::Env<impl Fn(&str) -> Option<String>>,
+    cores: usize,
+) -> Result<usize, Invalid> {
     let limit = env.cpus("ZTUNNEL_RESOURCE_CPU_LIMIT")?;
     let request = env.cpus("ZTUNNEL_RESOURCE_CPU_REQUEST")?;
     let cores = match (limit, env.optional("ZTUNNEL_CPU_LIMIT")) {
@@ -214,7 +265,13 @@ fn threads(env: &value::Env<impl Fn(&str) -> Option<String>>, cores: usize) -> R
         (None, None) => cores,
     };
     if let Some(text) = env.optional("ZTUNNEL_WORKER_THREADS") {
-        return value::workers(&text, cores).ok_or_else(|| Invalid::new("ZTUNNEL_WORKER_THREADS", text, "a number, 0 for all cores, or a share such as 50%"));
+        return value::workers(&text, cores).ok_or_else(|| {
+            Invalid::new(
+                "ZTUNNEL_WORKER_THREADS",
+                text,
+                "a number, 0 for all cores, or a share such as 50%",
+            )
+        });
     }
     Ok(match limit {
         Some(limit) => limit.max(request.unwrap_or(0)),
@@ -233,7 +290,11 @@ fn drain_deadline(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<D
         return Ok(DEFAULT);
     }
     let grace: u64 = env.number("TERMINATION_GRACE_PERIOD_SECONDS", 0)?;
-    let left = if grace > 10 { grace - 5 } else { grace.saturating_sub(1) };
+    let left = if grace > 10 {
+        grace - 5
+    } else {
+        grace.saturating_sub(1)
+    };
     Ok(Duration::from_secs(left.max(1)))
 }
 

@@ -36,19 +36,27 @@ impl Dumper {
     pub async fn json(&self) -> serde_json::Result<String> {
         let flows = self.shards.flows().await;
         let mut dump = Map::new();
-        {
-            let index = self.shared.index.borrow();
-            dump.insert("workloads".into(), serde_json::to_value(mesh::dump::workloads(&index))?);
-            dump.insert("services".into(), serde_json::to_value(mesh::dump::services(&index))?);
-            dump.insert("policies".into(), serde_json::to_value(mesh::dump::policies(&index))?);
-            dump.insert("stagedServices".into(), serde_json::to_value(mesh::dump::staged_services(&index))?);
-        }
-        dump.insert("certificates".into(), serde_json::to_value(self.shared.certs.dump())?);
+        // a copy of references, so that printing a large mesh does not hold up those who change it
+        let mesh = mesh::dump::Snapshot::take(&self.shared.index.borrow());
+        dump.insert("workloads".into(), serde_json::to_value(mesh.workloads())?);
+        dump.insert("services".into(), serde_json::to_value(mesh.services())?);
+        dump.insert("policies".into(), serde_json::to_value(mesh.policies())?);
+        dump.insert(
+            "stagedServices".into(),
+            serde_json::to_value(mesh.staged_services())?,
+        );
+        dump.insert(
+            "certificates".into(),
+            serde_json::to_value(self.shared.certs.dump())?,
+        );
         dump.insert("config".into(), self.settings());
         dump.insert("staticConfig".into(), self.file()?);
         dump.insert("version".into(), serde_json::to_value(&self.version)?);
         dump.insert("workloadState".into(), self.pods(&flows));
-        dump.insert("refusals".into(), self.shared.refusals.last().iter().map(refusal).collect());
+        dump.insert(
+            "refusals".into(),
+            self.shared.refusals.last().iter().map(refusal).collect(),
+        );
         dump.insert("meshFileError".into(), json!(*lock(&self.fault)));
         serde_json::to_string_pretty(&dump)
     }
@@ -102,7 +110,13 @@ impl Dumper {
 
     fn pods(&self, flows: &[OpenFlow]) -> Value {
         let views = lock(&self.views).clone();
-        views.iter().map(|(uid, view)| (uid.to_string(), pod(uid, view, flows))).collect::<BTreeMap<_, _>>().into_iter().collect::<Map<_, _>>().into()
+        views
+            .iter()
+            .map(|(uid, view)| (uid.to_string(), pod(uid, view, flows)))
+            .collect::<BTreeMap<_, _>>()
+            .into_iter()
+            .collect::<Map<_, _>>()
+            .into()
     }
 }
 
@@ -119,7 +133,13 @@ fn pod(uid: &str, view: &View, flows: &[OpenFlow]) -> Value {
         pod["reason"] = json!(reason);
     }
     if matches!(view.state, State::Up | State::Leaving) {
-        let side = |inbound: bool| -> Value { flows.iter().filter(|f| &*f.pod == uid && f.inbound == inbound).map(flow).collect() };
+        let side = |inbound: bool| -> Value {
+            flows
+                .iter()
+                .filter(|f| &*f.pod == uid && f.inbound == inbound)
+                .map(flow)
+                .collect()
+        };
         pod["connections"] = json!({"inbound": side(true), "outbound": side(false)});
     }
     pod

@@ -40,9 +40,16 @@ pub type Answer = Response<Full<Bytes>>;
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let named = |e: io::Error| io::Error::new(e.kind(), format!("bind {address}: {e}"));
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(named)?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .map_err(named)?;
     if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified()).map_err(named)?;
+        socket
+            .set_only_v6(!address.ip().is_unspecified())
+            .map_err(named)?;
     }
     socket.set_reuse_address(true).map_err(named)?;
     socket.set_reuse_port(true).map_err(named)?;
@@ -56,7 +63,11 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Serves `listener` until `stop` turns true; requests in progress are finished.
 ///
 /// Must run inside a `LocalSet`. `answer` is called for each request.
-pub async fn serve<F, Fut>(listener: std::net::TcpListener, mut stop: watch::Receiver<bool>, answer: F) -> io::Result<()>
+pub async fn serve<F, Fut>(
+    listener: std::net::TcpListener,
+    mut stop: watch::Receiver<bool>,
+    answer: F,
+) -> io::Result<()>
 where
     F: Fn(Request<Incoming>) -> Fut + 'static,
     Fut: Future<Output = Answer> + 'static,
@@ -123,7 +134,9 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 pub fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 

@@ -22,7 +22,8 @@ fn main() -> ExitCode {
     match command.as_deref() {
         None | Some("proxy") => finish(run::proxy()),
         Some("version") => {
-            let istio = std::env::var("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|_| "unknown".to_owned());
+            let istio =
+                std::env::var("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|_| "unknown".to_owned());
             println!("{}", version::Version::new(&istio));
             ExitCode::SUCCESS
         }
@@ -50,14 +51,23 @@ fn finish(ended: anyhow::Result<()>) -> ExitCode {
 
 /// Undoes everything that a daemon pinned, for when it is to be gone for good.
 fn release() -> anyhow::Result<()> {
-    let pins = std::env::var("CAPTURE_PIN_PATH").ok().filter(|p| !p.is_empty());
+    let pins = std::env::var("CAPTURE_PIN_PATH")
+        .ok()
+        .filter(|p| !p.is_empty());
     let pins = pins.unwrap_or_else(|| config::PINS_DEFAULT.to_owned());
     let released = capture::release_pinned(Path::new(&pins))?;
     for problem in &released.problems {
         eprintln!("ztunnel: {problem}");
     }
-    println!("released {} pods; nothing is pinned below {pins} any more", released.pods);
-    anyhow::ensure!(released.problems.is_empty(), "{} steps failed", released.problems.len());
+    println!(
+        "released {} pods; nothing is pinned below {pins} any more",
+        released.pods
+    );
+    anyhow::ensure!(
+        released.problems.is_empty(),
+        "{} steps failed",
+        released.problems.len()
+    );
     Ok(())
 }
 
@@ -83,7 +93,11 @@ Variables:
     );
     for variable in ALL {
         // writing to a string cannot fail
-        let _ = writeln!(text, "  {} [{}]\n      {}", variable.name, variable.default, variable.help);
+        let _ = writeln!(
+            text,
+            "  {} [{}]\n      {}",
+            variable.name, variable.default, variable.help
+        );
     }
     text.push_str(
         "
@@ -105,7 +119,11 @@ mod tests {
     fn help_teaches_every_variable() {
         let text = help();
         for variable in ALL {
-            assert!(text.contains(variable.name) && text.contains(variable.help), "{}", variable.name);
+            assert!(
+                text.contains(variable.name) && text.contains(variable.help),
+                "{}",
+                variable.name
+            );
         }
     }
 }

@@ -18,10 +18,17 @@ pub type Fault = std::sync::Arc<std::sync::Mutex<Option<String>>>;
 ///
 /// Errors: unreadable, too large, or not understood; the text names the file, the place and what is wrong there.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Resource>> {
-    let size = std::fs::metadata(path).with_context(|| format!("mesh state file {}", path.display()))?.len();
+    let size = std::fs::metadata(path)
+        .with_context(|| format!("mesh state file {}", path.display()))?
+        .len();
     let max = mesh::local::FILE_BYTES_MAX as u64;
-    anyhow::ensure!(size <= max, "mesh state file {}: {size} bytes, more than {max}", path.display());
-    let text = std::fs::read_to_string(path).with_context(|| format!("mesh state file {}", path.display()))?;
+    anyhow::ensure!(
+        size <= max,
+        "mesh state file {}: {size} bytes, more than {max}",
+        path.display()
+    );
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("mesh state file {}", path.display()))?;
     mesh::local::parse(&text).with_context(|| format!("mesh state file {}", path.display()))
 }
 
@@ -36,7 +43,10 @@ pub async fn follow(path: PathBuf, index: watch::Sender<Index>, fault: Fault) {
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::error!(error, "mesh state refused, the last good one stays in force");
+                tracing::error!(
+                    error,
+                    "mesh state refused, the last good one stays in force"
+                );
                 *lock(&fault) = Some(error);
             }
         }

@@ -25,10 +25,16 @@ pub struct PodNet {
 impl PodNet {
     /// Sockets in `netns`.
     pub fn new(netns: Arc<Netns>, keepalive: &config::Keepalive) -> Self {
-        let probes = Keepalive { idle: keepalive.time, interval: keepalive.interval, probes: keepalive.retries };
+        let probes = Keepalive {
+            idle: keepalive.time,
+            interval: keepalive.interval,
+            probes: keepalive.retries,
+        };
         let base = DialOptions {
             keepalive: keepalive.enabled.then_some(probes),
-            user_timeout: keepalive.user_timeout.then(|| keepalive.time + keepalive.interval * keepalive.retries),
+            user_timeout: keepalive
+                .user_timeout
+                .then(|| keepalive.time + keepalive.interval * keepalive.retries),
             ..DialOptions::default()
         };
         Self { netns, base }
@@ -47,7 +53,9 @@ impl Net for PodNet {
     }
 
     fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.netns.run(|| udp_plain(resolver, Some(DAEMON_MARK)))??;
+        let socket = self
+            .netns
+            .run(|| udp_plain(resolver, Some(DAEMON_MARK)))??;
         socket.set_nonblocking(true)?;
         socket.connect(resolver)?;
         Ok(socket)
@@ -78,7 +86,11 @@ impl DnsPort for PodDns {
 
     fn try_recv(&self, buf: &mut [u8]) -> io::Result<Asked> {
         let got = sys::udp::receive(&self.0.questions, buf)?;
-        Ok(Asked { len: got.len, client: got.source, resolver: got.destination })
+        Ok(Asked {
+            len: got.len,
+            client: got.source,
+            resolver: got.destination,
+        })
     }
 
     fn answer(&self, resolver: SocketAddr, client: SocketAddr, answer: &[u8]) -> io::Result<()> {

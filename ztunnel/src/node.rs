@@ -110,11 +110,22 @@ pub struct Node {
 impl Node {
     /// A node without pods.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, roster: Roster::default(), members: HashMap::new(), leaving: Vec::new(), ended: mpsc::unbounded_channel(), superseded: false }
+        Self {
+            parts,
+            roster: Roster::default(),
+            members: HashMap::new(),
+            leaving: Vec::new(),
+            ended: mpsc::unbounded_channel(),
+            superseded: false,
+        }
     }
 
     /// Follows the enrolment source until `quit`, then drains.
-    pub async fn run(mut self, mut events: mpsc::Receiver<PodEvent>, mut quit: watch::Receiver<bool>) {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<PodEvent>,
+        mut quit: watch::Receiver<bool>,
+    ) {
         let mut retry = tokio::time::interval(RETRY);
         let mut reconcile = tokio::time::interval(RECONCILE);
         let mut index = self.parts.shared.index.clone();
@@ -168,7 +179,14 @@ impl Node {
             Ok(serving) => {
                 tracing::info!(pod = %uid, name = %spec.name, namespace = %spec.namespace, "pod enrolled");
                 self.parts.metrics.started.add(1);
-                let before = self.members.insert(uid, Member { spec, serving: Some(serving), error: None });
+                let before = self.members.insert(
+                    uid,
+                    Member {
+                        spec,
+                        serving: Some(serving),
+                        error: None,
+                    },
+                );
                 if let Some(before) = before.and_then(|m| m.serving) {
                     self.parts.metrics.stopped.add(1);
                     before.pod.advance(Phase::Drain);
@@ -180,18 +198,39 @@ impl Node {
                 tracing::error!(pod = %uid, name = %spec.name, namespace = %spec.namespace, error, "pod not enrolled, trying again");
                 // what serves already goes on
                 let serving = self.members.remove(&uid).and_then(|m| m.serving);
-                self.members.insert(uid, Member { spec, serving, error: Some(error) });
+                self.members.insert(
+                    uid,
+                    Member {
+                        spec,
+                        serving,
+                        error: Some(error),
+                    },
+                );
             }
         }
     }
 
     /// Sockets first, then capture: connections that capture brings find an open door.
     async fn open(&self, spec: &PodSpec) -> anyhow::Result<Serving> {
-        let netns = Netns::open(&spec.netns).with_context(|| format!("network namespace {}", spec.netns.display()))?;
+        let netns = Netns::open(&spec.netns)
+            .with_context(|| format!("network namespace {}", spec.netns.display()))?;
         let netns = Arc::new(netns);
-        let flags = PodFlags { dns: spec.capture.dns_capture.unwrap_or(true), bypass_inbound: spec.capture.bypass_inbound };
-        let ports: Vec<u16> = spec.capture.exclude_ports.iter().cloned().flatten().take(EXCLUDED_PORTS_MAX + 1).collect();
-        ensure!(ports.len() <= EXCLUDED_PORTS_MAX, "more than {EXCLUDED_PORTS_MAX} excluded ports");
+        let flags = PodFlags {
+            dns: spec.capture.dns_capture.unwrap_or(true),
+            bypass_inbound: spec.capture.bypass_inbound,
+        };
+        let ports: Vec<u16> = spec
+            .capture
+            .exclude_ports
+            .iter()
+            .cloned()
+            .flatten()
+            .take(EXCLUDED_PORTS_MAX + 1)
+            .collect();
+        ensure!(
+            ports.len() <= EXCLUDED_PORTS_MAX,
+            "more than {EXCLUDED_PORTS_MAX} excluded ports"
+        );
         let sockets = capture::sockets::open(&netns, flags).context("open sockets in the pod")?;
         let wanted = PodWanted {
             uid: spec.uid.to_string(),
@@ -223,20 +262,30 @@ impl Node {
     }
 
     async fn stop(&mut self, spec: &PodSpec, reason: StopReason) {
-        let Some(member) = self.members.remove(&spec.uid) else { return };
+        let Some(member) = self.members.remove(&spec.uid) else {
+            return;
+        };
         tracing::info!(pod = %spec.uid, name = %spec.name, namespace = %spec.namespace, ?reason, "pod un-enrolled");
-        let Some(serving) = member.serving else { return };
+        let Some(serving) = member.serving else {
+            return;
+        };
         self.parts.metrics.stopped.add(1);
         self.forget_certificate(spec);
         let keeps = matches!(reason, StopReason::Left(_));
-        serving.pod.advance(if keeps { Phase::Drain } else { Phase::Cut });
+        serving
+            .pod
+            .advance(if keeps { Phase::Drain } else { Phase::Cut });
         if self.is_superseded() {
             return;
         }
         if let Err(error) = self.capture().retire(serving.cookie) {
             tracing::error!(pod = %spec.uid, %error, "capture of new connections could not be switched off");
         }
-        let (pod, ended, cookie) = (Arc::clone(&serving.pod), self.ended.0.clone(), serving.cookie);
+        let (pod, ended, cookie) = (
+            Arc::clone(&serving.pod),
+            self.ended.0.clone(),
+            serving.cookie,
+        );
         self.leaving.push((spec.uid.clone(), serving));
         tokio::task::spawn_local(async move {
             pod.idle().await;
@@ -251,9 +300,18 @@ impl Node {
 
     /// The last connection of a pod that left has ended: undoes the rest of its capture.
     fn finish(&mut self, cookie: u64) {
-        let Some(at) = self.leaving.iter().position(|(_, s)| s.cookie == cookie && s.pod.flows() == 0) else { return };
+        let Some(at) = self
+            .leaving
+            .iter()
+            .position(|(_, s)| s.cookie == cookie && s.pod.flows() == 0)
+        else {
+            return;
+        };
         let (uid, _) = self.leaving.swap_remove(at);
-        let back = self.members.values().any(|m| m.serving.as_ref().is_some_and(|s| s.cookie == cookie));
+        let back = self
+            .members
+            .values()
+            .any(|m| m.serving.as_ref().is_some_and(|s| s.cookie == cookie));
         if !back && !self.is_superseded() {
             if let Err(error) = self.capture().release(cookie) {
                 tracing::error!(pod = %uid, %error, "capture could not be undone wholly");
@@ -279,7 +337,12 @@ impl Node {
     }
 
     async fn retry(&mut self) {
-        let pending: Vec<_> = self.members.values().filter(|m| m.error.is_some()).map(|m| Arc::clone(&m.spec)).collect();
+        let pending: Vec<_> = self
+            .members
+            .values()
+            .filter(|m| m.error.is_some())
+            .map(|m| Arc::clone(&m.spec))
+            .collect();
         if pending.is_empty() {
             return;
         }
@@ -298,7 +361,11 @@ impl Node {
         for drift in drifts {
             tracing::warn!(pod = %drift.uid, what = %drift.what, "capture drifted, repairing");
             if drift.needs_sockets {
-                if let Some(spec) = self.members.get(drift.uid.as_str()).map(|m| Arc::clone(&m.spec)) {
+                if let Some(spec) = self
+                    .members
+                    .get(drift.uid.as_str())
+                    .map(|m| Arc::clone(&m.spec))
+                {
                     self.start(spec).await;
                 }
             } else if let Err(error) = self.capture().repair(&drift) {
@@ -311,7 +378,9 @@ impl Node {
     fn prefetch(&self) {
         let index = self.parts.shared.index.borrow();
         for spec in self.members.values().map(|m| &m.spec) {
-            if let Some(workload) = index.local_workload(&spec.namespace, &spec.name, &spec.service_account) {
+            if let Some(workload) =
+                index.local_workload(&spec.namespace, &spec.name, &spec.service_account)
+            {
                 self.parts.shared.certs.prefetch(&workload.identity());
             }
         }
@@ -319,12 +388,16 @@ impl Node {
 
     /// Drops the certificate of a pod that left, unless another pod has the same identity.
     fn forget_certificate(&self, spec: &PodSpec) {
-        let same = |m: &Member| m.spec.namespace == spec.namespace && m.spec.service_account == spec.service_account;
+        let same = |m: &Member| {
+            m.spec.namespace == spec.namespace && m.spec.service_account == spec.service_account
+        };
         if self.members.values().any(same) {
             return;
         }
         let index = self.parts.shared.index.borrow();
-        if let Some(workload) = index.local_workload(&spec.namespace, &spec.name, &spec.service_account) {
+        if let Some(workload) =
+            index.local_workload(&spec.namespace, &spec.name, &spec.service_account)
+        {
             self.parts.shared.certs.forget(&workload.identity());
         }
     }
@@ -332,7 +405,10 @@ impl Node {
     /// Tells readiness, metrics and the dump how things stand.
     fn show(&self) {
         let pending = self.members.values().filter(|m| m.error.is_some()).count();
-        self.parts.metrics.active.set((self.members.len() - pending) as i64);
+        self.parts
+            .metrics
+            .active
+            .set((self.members.len() - pending) as i64);
         self.parts.metrics.pending.set(pending as i64);
         if pending == 0 && self.roster.synced() {
             self.parts.ready.done(READY_TASK);
@@ -369,13 +445,19 @@ impl Node {
                 service_account: serving.pod.service_account.clone(),
                 state: State::Leaving,
             };
-            views.entry(uid.clone()).and_modify(|v| v.state = State::Leaving).or_insert(view);
+            // one that came back meanwhile is shown as what it is now
+            let back = |v: &View| matches!(v.state, State::Up | State::Pending(_));
+            if !views.get(uid).is_some_and(back) {
+                views.insert(uid.clone(), view);
+            }
         }
     }
 
     fn is_superseded(&mut self) -> bool {
         if !self.superseded && lock(&self.parts.capture).superseded() {
-            tracing::info!("a successor has taken over capture, serving what is open until told to end");
+            tracing::info!(
+                "a successor has taken over capture, serving what is open until told to end"
+            );
             self.superseded = true;
         }
         self.superseded
@@ -386,7 +468,13 @@ impl Node {
         if self.is_superseded() {
             tokio::time::sleep(HANDOVER).await;
         }
-        let pods: Vec<_> = self.members.into_values().filter_map(|m| m.serving).chain(self.leaving.into_iter().map(|(_, s)| s)).map(|s| s.pod).collect();
+        let pods: Vec<_> = self
+            .members
+            .into_values()
+            .filter_map(|m| m.serving)
+            .chain(self.leaving.into_iter().map(|(_, s)| s))
+            .map(|s| s.pod)
+            .collect();
         let open: usize = pods.iter().map(|p| p.flows()).sum();
         let deadline = self.parts.config.drain_deadline;
         tracing::info!(open, ?deadline, "draining");

@@ -40,10 +40,17 @@ const PROXY_TASK: &str = "proxy";
 pub fn proxy() -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let config = config::read(|name| std::env::var(name).ok(), cores)?;
-    let format = if config.log_format == LogFormat::Json { Format::Json } else { Format::Plain };
+    let format = if config.log_format == LogFormat::Json {
+        Format::Json
+    } else {
+        Format::Plain
+    };
     let log = telemetry::log::init(format, config.log_filter.as_deref()).context("RUST_LOG")?;
     count_panics();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("control runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("control runtime")?;
     let ended = LocalSet::new().block_on(&runtime, serve(config, log.clone()));
     if let Err(error) = &ended {
         tracing::error!(error = format!("{error:#}"), "ending");
@@ -85,16 +92,33 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         views: Arc::clone(&views),
         fault: Arc::clone(&fault),
     };
-    let admin = Admin { dumper, log, quit: quit.clone() };
+    let admin = Admin {
+        dumper,
+        log,
+        quit: quit.clone(),
+    };
     listen(&config, &ready, &shards, &shared, admin, &stop).await?;
     ready.done(PROXY_TASK);
 
     tokio::task::spawn_local(mesh_file::follow(config.mesh_file.clone(), index, fault));
     let (events, seen) = mpsc::channel(EVENTS_MAX);
-    tokio::task::spawn_local(enroll::file::source(config.enroll_file.clone(), rules(&config), Default::default(), events));
+    tokio::task::spawn_local(enroll::file::source(
+        config.enroll_file.clone(),
+        rules(&config),
+        Default::default(),
+        events,
+    ));
     tokio::task::spawn_local(signals(quit));
     let metrics = shared.registry.pods()?;
-    let parts = Parts { config, capture, shards, shared, ready, metrics, views };
+    let parts = Parts {
+        config,
+        capture,
+        shards,
+        shared,
+        ready,
+        metrics,
+        views,
+    };
     Node::new(parts).run(seen, stop).await;
     tracing::info!("drained, ending");
     Ok(())
@@ -105,9 +129,15 @@ fn start_capture(config: &Config) -> anyhow::Result<Capture> {
         Some(cgroup) => cgroup.clone(),
         None => own_cgroup::default_cgroup().context("CAPTURE_CGROUP is not set")?,
     };
-    let daemon_cgroup_id = own_cgroup::settle(&cgroup).context("the daemon needs a cgroup of its own, so that it can be told from pods")?;
+    let daemon_cgroup_id = own_cgroup::settle(&cgroup)
+        .context("the daemon needs a cgroup of its own, so that it can be told from pods")?;
     let pins: PathBuf = config.capture.pins.clone();
-    let settings = capture::Config { cgroup, pins, daemon_cgroup_id, exempt_sources: config.capture.exempt_sources.clone() };
+    let settings = capture::Config {
+        cgroup,
+        pins,
+        daemon_cgroup_id,
+        exempt_sources: config.capture.exempt_sources.clone(),
+    };
     Capture::start(settings).context("CAPTURE=ebpf")
 }
 
@@ -119,9 +149,20 @@ fn mesh_state(config: &Config) -> anyhow::Result<(watch::Sender<Index>, Fault)> 
     Ok((watch::Sender::new(index), Fault::default()))
 }
 
-fn shared(config: &Config, log: &LogHandle, index: &watch::Sender<Index>) -> anyhow::Result<Shared> {
-    let issuer = EmbeddedCa::open(&config.embedded_ca_dir, config.secret_ttl).context("EMBEDDED_CA_DIR")?;
-    let certs = Certs::spawn(Arc::new(issuer), identity::Config { tls: Tls::new(config.tls12, false), ..Default::default() });
+fn shared(
+    config: &Config,
+    log: &LogHandle,
+    index: &watch::Sender<Index>,
+) -> anyhow::Result<Shared> {
+    let issuer =
+        EmbeddedCa::open(&config.embedded_ca_dir, config.secret_ttl).context("EMBEDDED_CA_DIR")?;
+    let certs = Certs::spawn(
+        Arc::new(issuer),
+        identity::Config {
+            tls: Tls::new(config.tls12, false),
+            ..Default::default()
+        },
+    );
     let hbone = hbone::Settings {
         stream_window: config.stream_window,
         connection_window: config.connection_window,
@@ -148,14 +189,29 @@ fn shared(config: &Config, log: &LogHandle, index: &watch::Sender<Index>) -> any
 }
 
 fn rules(config: &Config) -> Rules {
-    let namespaces_excluded = config.excluded_namespaces.iter().map(|n| n.as_str().into()).collect();
-    Rules { namespaces_excluded, ..Rules::default() }
+    let namespaces_excluded = config
+        .excluded_namespaces
+        .iter()
+        .map(|n| n.as_str().into())
+        .collect();
+    Rules {
+        namespaces_excluded,
+        ..Rules::default()
+    }
 }
 
 /// Binds and serves the endpoints. IPv6 loopback is left out where the machine has none.
-async fn listen(config: &Config, ready: &Ready, shards: &Shards, shared: &Arc<Shared>, admin: Admin, stop: &watch::Receiver<bool>) -> anyhow::Result<()> {
+async fn listen(
+    config: &Config,
+    ready: &Ready,
+    shards: &Shards,
+    shared: &Arc<Shared>,
+    admin: Admin,
+    stop: &watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let v6 = has_v6_loopback();
-    let probe = endpoint::bind(wildcard(v6, config.readiness_port)).context("readiness endpoint")?;
+    let probe =
+        endpoint::bind(wildcard(v6, config.readiness_port)).context("readiness endpoint")?;
     let (told, until) = (ready.clone(), stop.clone());
     shards
         .run(move || async move {
@@ -166,12 +222,22 @@ async fn listen(config: &Config, ready: &Ready, shards: &Shards, shared: &Arc<Sh
             end_of("readiness", endpoint::serve(probe, until, answer).await);
         })
         .await;
-    let loopback = [Some(IpAddr::from(Ipv4Addr::LOCALHOST)), v6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST))];
+    let loopback = [
+        Some(IpAddr::from(Ipv4Addr::LOCALHOST)),
+        v6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST)),
+    ];
     for address in loopback.into_iter().flatten() {
-        let listener = endpoint::bind(SocketAddr::new(address, config.admin_port)).context("admin endpoint")?;
+        let listener = endpoint::bind(SocketAddr::new(address, config.admin_port))
+            .context("admin endpoint")?;
         let (admin, until) = (admin.clone(), stop.clone());
         tokio::task::spawn_local(async move {
-            end_of("admin", endpoint::serve(listener, until, move |request| admin.clone().answer(request)).await);
+            end_of(
+                "admin",
+                endpoint::serve(listener, until, move |request| {
+                    admin.clone().answer(request)
+                })
+                .await,
+            );
         });
     }
     let listener = endpoint::bind(wildcard(v6, config.stats_port)).context("metrics endpoint")?;
@@ -193,17 +259,23 @@ fn end_of(endpoint: &str, ended: std::io::Result<()>) {
 }
 
 fn wildcard(v6: bool, port: u16) -> SocketAddr {
-    let any = if v6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    let any = if v6 {
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    };
     SocketAddr::new(any, port)
 }
 
 fn has_v6_loopback() -> bool {
-    std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|off| off.trim() == "0")
+    std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+        .is_ok_and(|off| off.trim() == "0")
 }
 
 /// Raises the soft limit of descriptors to the hard one: a busy node needs two for each connection.
 fn raise_descriptors() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of descriptors could not be raised");
     }
@@ -211,7 +283,10 @@ fn raise_descriptors() {
 
 /// SIGTERM and the first SIGINT end gracefully; a second SIGINT ends at once.
 async fn signals(quit: watch::Sender<bool>) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         tracing::error!(error = %anyhow!("no signal handlers"), "the process can only be killed");
         return;
     };

@@ -19,7 +19,11 @@ impl Version {
     /// This build; `istio_version` as configured.
     pub fn new(istio_version: &str) -> Self {
         Self {
-            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+            build_profile: if cfg!(debug_assertions) {
+                "debug"
+            } else {
+                "release"
+            },
             build_status: env!("ZTUNNEL_BUILD_STATUS"),
             crypto_provider: "aws-lc",
             git_revision: env!("ZTUNNEL_GIT_REVISION"),
@@ -35,7 +39,13 @@ impl std::fmt::Display for Version {
         write!(
             f,
             "version.BuildInfo{{Version:{:?}, GitRevision:{:?}, RustVersion:{:?}, BuildProfile:{:?}, BuildStatus:{:?}, IstioVersion:{:?}, CryptoProvider:{:?}}}",
-            self.version, self.git_revision, self.rust_version, self.build_profile, self.build_status, self.istio_version, self.crypto_provider
+            self.version,
+            self.git_revision,
+            self.rust_version,
+            self.build_profile,
+            self.build_status,
+            self.istio_version,
+            self.crypto_provider
         )
     }
 }

@@ -57,8 +57,17 @@ pub(crate) struct Held {
 
 /// Starts the accept loops of `pod` on this thread.
 pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners) {
-    let Listeners { outbound, hbone, plaintext, dns } = listeners;
-    for (kind, listener) in [(Kind::Outbound, outbound), (Kind::Hbone, hbone), (Kind::Plaintext, plaintext)] {
+    let Listeners {
+        outbound,
+        hbone,
+        plaintext,
+        dns,
+    } = listeners;
+    for (kind, listener) in [
+        (Kind::Outbound, outbound),
+        (Kind::Hbone, hbone),
+        (Kind::Plaintext, plaintext),
+    ] {
         let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
         tokio::task::spawn_local(async move {
             if let Err(error) = listen(&shard, &pod, kind, listener).await {
@@ -71,7 +80,12 @@ pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners) {
     }
 }
 
-async fn listen(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, listener: std::net::TcpListener) -> io::Result<()> {
+async fn listen(
+    shard: &Rc<Shard>,
+    pod: &Arc<Pod>,
+    kind: Kind,
+    listener: std::net::TcpListener,
+) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut phase = pod.phase();
     loop {
@@ -128,11 +142,28 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
     }
 }
 
-fn settle(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream, stay: Stay) -> io::Result<Accepted> {
+fn settle(
+    shard: &Rc<Shard>,
+    pod: &Arc<Pod>,
+    kind: Kind,
+    stream: TcpStream,
+    stay: Stay,
+) -> io::Result<Accepted> {
     let stream = tokio::net::TcpStream::from_std(stream)?;
     let (peer, orig_dst) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
-    let held = Held { _stay: stay, _mark: shard.mark(), _open: shard.counters.socket(kind.reporter()) };
-    Ok(Accepted { shard: Rc::clone(shard), pod: Arc::clone(pod), stream, peer, orig_dst, held })
+    let held = Held {
+        _stay: stay,
+        _mark: shard.mark(),
+        _open: shard.counters.socket(kind.reporter()),
+    };
+    Ok(Accepted {
+        shard: Rc::clone(shard),
+        pod: Arc::clone(pod),
+        stream,
+        peer,
+        orig_dst,
+        held,
+    })
 }
 
 /// The address without IPv4-in-IPv6 mapping.

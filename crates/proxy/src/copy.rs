@@ -51,20 +51,34 @@ pub(crate) async fn plain(client: &mut TcpStream, server: &mut TcpStream, count:
 /// Copies between a plain client and a tunnel to the server.
 ///
 /// Errors: the tunnel broke; both directions are over then.
-pub(crate) async fn into_tunnel(client: &mut TcpStream, server: hbone::Tunnel, count: &impl Count) -> Result<(), Failure> {
+pub(crate) async fn into_tunnel(
+    client: &mut TcpStream,
+    server: hbone::Tunnel,
+    count: &impl Count,
+) -> Result<(), Failure> {
     let (read, write) = client.split();
     let (send, receive) = server.split();
-    tokio::try_join!(enter(read, send, |n| count.up(n)), leave(receive, write, |n| count.down(n)))?;
+    tokio::try_join!(
+        enter(read, send, |n| count.up(n)),
+        leave(receive, write, |n| count.down(n))
+    )?;
     Ok(())
 }
 
 /// Copies between a client's tunnel and a plain server.
 ///
 /// Errors: the tunnel broke; both directions are over then.
-pub(crate) async fn from_tunnel(client: hbone::Tunnel, server: &mut TcpStream, count: &impl Count) -> Result<(), Failure> {
+pub(crate) async fn from_tunnel(
+    client: hbone::Tunnel,
+    server: &mut TcpStream,
+    count: &impl Count,
+) -> Result<(), Failure> {
     let (read, write) = server.split();
     let (send, receive) = client.split();
-    tokio::try_join!(leave(receive, write, |n| count.up(n)), enter(read, send, |n| count.down(n)))?;
+    tokio::try_join!(
+        leave(receive, write, |n| count.up(n)),
+        enter(read, send, |n| count.down(n))
+    )?;
     Ok(())
 }
 
@@ -80,7 +94,9 @@ fn read_size(moved: u64) -> usize {
 /// One direction between two plain connections.
 async fn pass(mut read: ReadHalf<'_>, mut write: WriteHalf<'_>, count: impl Fn(usize)) {
     let mut moved = 0;
-    while let Some((len, left)) = poll_fn(|cx| hand_on(cx, &mut read, &write, read_size(moved))).await {
+    while let Some((len, left)) =
+        poll_fn(|cx| hand_on(cx, &mut read, &write, read_size(moved))).await
+    {
         if !left.is_empty() && write.write_all(&left).await.is_err() {
             return;
         }
@@ -92,9 +108,16 @@ async fn pass(mut read: ReadHalf<'_>, mut write: WriteHalf<'_>, count: impl Fn(u
 }
 
 /// Reads once and writes at once; gives the length read and what could not be written yet. None = the end.
-fn hand_on(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, write: &WriteHalf<'_>, size: usize) -> Poll<Option<(usize, Vec<u8>)>> {
+fn hand_on(
+    cx: &mut Context<'_>,
+    read: &mut ReadHalf<'_>,
+    write: &WriteHalf<'_>,
+    size: usize,
+) -> Poll<Option<(usize, Vec<u8>)>> {
     SCRATCH.with_borrow_mut(|scratch| {
-        let Some(len) = ready!(poll_read(cx, read, &mut scratch[..size])) else { return Poll::Ready(None) };
+        let Some(len) = ready!(poll_read(cx, read, &mut scratch[..size])) else {
+            return Poll::Ready(None);
+        };
         let written = match write.try_write(&scratch[..len]) {
             Ok(written) => written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -107,7 +130,11 @@ fn hand_on(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, write: &WriteHalf<'_>,
 /// Length of one read. None = the end, also by a reset.
 ///
 /// Goes through `AsyncRead`, which learns from a short read that nothing more waits; a bare `try_read` would ask again.
-fn poll_read(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, into: &mut [u8]) -> Poll<Option<usize>> {
+fn poll_read(
+    cx: &mut Context<'_>,
+    read: &mut ReadHalf<'_>,
+    into: &mut [u8],
+) -> Poll<Option<usize>> {
     let mut into = ReadBuf::new(into);
     match ready!(Pin::new(read).poll_read(cx, &mut into)) {
         Ok(()) => Poll::Ready(Some(into.filled().len()).filter(|&len| len > 0)),
@@ -116,7 +143,11 @@ fn poll_read(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, into: &mut [u8]) -> 
 }
 
 /// One direction from a plain connection into a tunnel.
-async fn enter(mut read: ReadHalf<'_>, mut send: hbone::SendHalf, count: impl Fn(usize)) -> Result<(), Failure> {
+async fn enter(
+    mut read: ReadHalf<'_>,
+    mut send: hbone::SendHalf,
+    count: impl Fn(usize),
+) -> Result<(), Failure> {
     let mut moved = 0;
     while let Some(mut data) = poll_fn(|cx| take(cx, &mut read, read_size(moved))).await {
         let len = data.len();
@@ -137,7 +168,11 @@ async fn enter(mut read: ReadHalf<'_>, mut send: hbone::SendHalf, count: impl Fn
 
 /// A peer that no longer reads ends a direction as a broken pipe does: without an error.
 fn ended(error: hbone::TunnelError) -> Result<(), Failure> {
-    if error.is_gone() { Ok(()) } else { Err(Failure::Data(error)) }
+    if error.is_gone() {
+        Ok(())
+    } else {
+        Err(Failure::Data(error))
+    }
 }
 
 /// Reads once into a buffer of its own, no longer than what was read. None = the end.
@@ -153,12 +188,20 @@ fn take(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, size: usize) -> Poll<Opti
     Poll::Ready(len.map(|len| {
         buffer.truncate(len);
         // a short read must not pin a long buffer until the peer has room for it
-        if len < size / 4 { Bytes::copy_from_slice(&buffer) } else { buffer.freeze() }
+        if len < size / 4 {
+            Bytes::copy_from_slice(&buffer)
+        } else {
+            buffer.freeze()
+        }
     }))
 }
 
 /// One direction out of a tunnel to a plain connection.
-async fn leave(mut receive: hbone::RecvHalf, mut write: WriteHalf<'_>, count: impl Fn(usize)) -> Result<(), Failure> {
+async fn leave(
+    mut receive: hbone::RecvHalf,
+    mut write: WriteHalf<'_>,
+    count: impl Fn(usize),
+) -> Result<(), Failure> {
     while let Some(data) = receive.data().await {
         let data = data.map_err(Failure::Data)?;
         if write.write_all(&data).await.is_err() {
@@ -176,7 +219,13 @@ mod tests {
 
     #[test]
     fn reads_grow_with_the_flow() {
-        for (moved, size) in [(0, 1024), (131_071, 1024), (131_072, 16_320), (10_485_759, 16_320), (10_485_760, 262_080)] {
+        for (moved, size) in [
+            (0, 1024),
+            (131_071, 1024),
+            (131_072, 16_320),
+            (10_485_759, 16_320),
+            (10_485_760, 262_080),
+        ] {
             assert_eq!(read_size(moved), size, "{moved}");
         }
     }

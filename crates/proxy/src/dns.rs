@@ -43,13 +43,23 @@ pub(crate) async fn serve(shared: Arc<Shared>, pod: Arc<Pod>, port: Box<dyn DnsP
     }
 }
 
-async fn forward_all(shared: &Arc<Shared>, pod: &Arc<Pod>, port: std::rc::Rc<dyn DnsPort>) -> io::Result<()> {
+async fn forward_all(
+    shared: &Arc<Shared>,
+    pod: &Arc<Pod>,
+    port: std::rc::Rc<dyn DnsPort>,
+) -> io::Result<()> {
     let ready = UdpSocket::from_std(port.readiness()?)?;
     let places = Arc::new(Semaphore::new(QUESTIONS_MAX));
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     loop {
-        let asked = ready.async_io(Interest::READABLE, || port.try_recv(&mut buffer)).await?;
-        let asked = Asked { client: plain(asked.client), resolver: plain(asked.resolver), ..asked };
+        let asked = ready
+            .async_io(Interest::READABLE, || port.try_recv(&mut buffer))
+            .await?;
+        let asked = Asked {
+            client: plain(asked.client),
+            resolver: plain(asked.resolver),
+            ..asked
+        };
         if asked.len < HEADER_BYTES {
             continue;
         }
@@ -57,7 +67,11 @@ async fn forward_all(shared: &Arc<Shared>, pod: &Arc<Pod>, port: std::rc::Rc<dyn
             shared.refusals.shed_question();
             continue;
         };
-        let (question, pod, port) = (buffer[..asked.len].to_vec(), Arc::clone(pod), std::rc::Rc::clone(&port));
+        let (question, pod, port) = (
+            buffer[..asked.len].to_vec(),
+            Arc::clone(pod),
+            std::rc::Rc::clone(&port),
+        );
         tokio::task::spawn_local(async move {
             let _place = place;
             if let Err(error) = forward(&pod, &*port, asked, &question).await {
@@ -82,7 +96,10 @@ async fn receive(upstream: &UdpSocket, question: &[u8]) -> io::Result<Vec<u8>> {
         upstream.readable().await?;
         let answer = SCRATCH.with_borrow_mut(|scratch| {
             let len = upstream.try_recv(scratch)?;
-            Ok::<_, io::Error>((len >= HEADER_BYTES && scratch[..2] == question[..2]).then(|| scratch[..len].to_vec()))
+            Ok::<_, io::Error>(
+                (len >= HEADER_BYTES && scratch[..2] == question[..2])
+                    .then(|| scratch[..len].to_vec()),
+            )
         });
         match answer {
             Ok(Some(answer)) => return Ok(answer),

@@ -45,7 +45,9 @@ pub enum Failure {
         cause: io::Error,
     },
     /// The next hop of a tunnel did not answer at all.
-    #[error("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: connect to {to}")]
+    #[error(
+        "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: connect to {to}"
+    )]
     ConnectTimeout {
         /// next hop
         to: SocketAddr,
@@ -160,5 +162,65 @@ impl Failure {
             Failure::Refused(_) => "refused_by_peer",
             Failure::Data(_) => "tunnel_broken",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_flags_and_statuses_are_those_of_the_contract() {
+        let to: SocketAddr = "10.0.0.1:15008".parse().unwrap();
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let denied = Failure::Denied(mesh::Denial::NotAllowed);
+        let status = Failure::Refused(hbone::ConnectError::Status(hbone::StatusCode::UNAUTHORIZED));
+        for (failure, text, flag, status) in [
+            (
+                denied,
+                "connection closed due to policy rejection: allow policies exist, but none allowed",
+                Flag::Deny,
+                401,
+            ),
+            (
+                Failure::PolicyChange,
+                "connection closed due to policy change",
+                Flag::Deny,
+                401,
+            ),
+            (
+                Failure::Drain,
+                "connection closed due to connection drain",
+                Flag::None,
+                503,
+            ),
+            (
+                Failure::Connect {
+                    to,
+                    cause: refused(),
+                },
+                "io error: connect to 10.0.0.1:15008: connection refused",
+                Flag::Connect,
+                503,
+            ),
+            (
+                Failure::Application {
+                    to,
+                    cause: refused(),
+                },
+                "connection failed: connect to 10.0.0.1:15008: connection refused",
+                Flag::Connect,
+                503,
+            ),
+            (status, "http status: 401 Unauthorized", Flag::Connect, 503),
+        ] {
+            assert_eq!(failure.to_string(), text);
+            assert_eq!((failure.flag(), failure.status()), (flag, status), "{text}");
+        }
+        let timeout = Failure::ConnectTimeout { to };
+        assert!(timeout.to_string().starts_with(
+            "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: "
+        ));
+        assert_eq!(timeout.flag(), Flag::NetworkPolicy);
     }
 }

@@ -16,7 +16,11 @@ const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 ///
 /// Errors: it did not appear within 5 s.
 pub(crate) async fn local_workload(shared: &Shared, pod: &Pod) -> Result<Arc<Workload>, Failure> {
-    let find = |index: &mesh::Index| index.local_workload(&pod.namespace, &pod.name, &pod.service_account).cloned();
+    let find = |index: &mesh::Index| {
+        index
+            .local_workload(&pod.namespace, &pod.name, &pod.service_account)
+            .cloned()
+    };
     if let Some(workload) = find(&shared.index.borrow()) {
         return Ok(workload);
     }
@@ -26,5 +30,10 @@ pub(crate) async fn local_workload(shared: &Shared, pod: &Pod) -> Result<Arc<Wor
         Ok(Ok(index)) => find(&index),
         Ok(Err(_)) | Err(_) => None,
     };
-    found.ok_or_else(|| Failure::LocalWorkload(format!("workload is unknown: {}.{} ({})", pod.service_account, pod.namespace, pod.name)))
+    found.ok_or_else(|| {
+        Failure::LocalWorkload(format!(
+            "workload is unknown: {}.{} ({})",
+            pod.service_account, pod.namespace, pod.name
+        ))
+    })
 }

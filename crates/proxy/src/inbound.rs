@@ -41,8 +41,23 @@ struct Peer {
 /// Serves one accepted TLS connection to its end.
 pub(crate) async fn serve(flow: Accepted) {
     let mut phase = flow.pod.phase();
-    let Accepted { shard, pod, stream, peer: address, orig_dst: local_address, held } = flow;
-    let refuse = |why: &Failure| report::refused(&shard.shared, Direction::Inbound, address, local_address, why);
+    let Accepted {
+        shard,
+        pod,
+        stream,
+        peer: address,
+        orig_dst: local_address,
+        held,
+    } = flow;
+    let refuse = |why: &Failure| {
+        report::refused(
+            &shard.shared,
+            Direction::Inbound,
+            address,
+            local_address,
+            why,
+        )
+    };
     let handshake = tokio::select! {
         biased;
         () = reached(&mut phase, Phase::Cut) => return,
@@ -52,24 +67,45 @@ pub(crate) async fn serve(flow: Accepted) {
         Ok(done) => done,
         Err(why) => return refuse(&why),
     };
-    let peer = Rc::new(Peer { shard, pod, address, local_address, identity });
+    let peer = Rc::new(Peer {
+        shard,
+        pod,
+        address,
+        local_address,
+        identity,
+    });
     streams(&peer, server).await;
     drop(held);
 }
 
 /// TLS, the peer's identity, HTTP/2.
-async fn authenticate(shard: &Shard, pod: &Pod, stream: TcpStream) -> Result<(hbone::Server<TlsStream<TcpStream>>, SpiffeId), Failure> {
+async fn authenticate(
+    shard: &Shard,
+    pod: &Pod,
+    stream: TcpStream,
+) -> Result<(hbone::Server<TlsStream<TcpStream>>, SpiffeId), Failure> {
     let shared = &shard.shared;
     let local = local_workload(shared, pod).await?;
     let credential = shared.certs.get(&local.identity()).await?;
     let accept = TlsAcceptor::from(credential.server_config()).accept(stream);
     let tls = match timeout(TLS_TIMEOUT, accept).await {
         Ok(done) => done.map_err(Failure::Tls)?,
-        Err(_) => return Err(Failure::Tls(std::io::Error::new(std::io::ErrorKind::TimedOut, "no TLS handshake in time"))),
+        Err(_) => {
+            return Err(Failure::Tls(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "no TLS handshake in time",
+            )));
+        }
     };
-    let identity = tls.get_ref().1.peer_certificates().and_then(identity::peer_id);
+    let identity = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(identity::peer_id);
     let identity = identity.ok_or_else(|| Failure::TlsConfig("peer has no identity".into()))?;
-    let server = hbone::Server::handshake(tls, &shared.config.hbone).await.map_err(Failure::Handshake)?;
+    let server = hbone::Server::handshake(tls, &shared.config.hbone)
+        .await
+        .map_err(Failure::Handshake)?;
     Ok((server, identity))
 }
 
@@ -109,9 +145,20 @@ struct Call {
 async fn stream(peer: Rc<Peer>, request: hbone::Request) {
     let since = Instant::now();
     let hbone::Request { head, reply } = request;
-    let refuse = |why: &Failure| report::refused(&peer.shard.shared, Direction::Inbound, peer.address, peer.local_address, why);
+    let refuse = |why: &Failure| {
+        report::refused(
+            &peer.shard.shared,
+            Direction::Inbound,
+            peer.address,
+            peer.local_address,
+            why,
+        )
+    };
     let Some(_stay) = peer.pod.enter() else {
-        peer.shard.shared.refusals.shed(&peer.pod, crate::accept::Kind::Hbone);
+        peer.shard
+            .shared
+            .refusals
+            .shed(&peer.pod, crate::accept::Kind::Hbone);
         return reply.refuse(hbone::StatusCode::SERVICE_UNAVAILABLE);
     };
     let call = match head.map_err(Failure::Request) {
@@ -131,7 +178,10 @@ async fn stream(peer: Rc<Peer>, request: hbone::Request) {
         destination: call.admitted.destination,
         local: Arc::clone(&call.local),
     };
-    let (_place, denied) = peer.shard.live.guard(open_flow(&peer, &call), subject.clone());
+    let (_place, denied) = peer
+        .shard
+        .live
+        .guard(open_flow(&peer, &call), subject.clone());
     let report = Report::open(&peer.shard, &facts(&peer, &call), since);
     let mut phase = peer.pod.phase();
     let ended = tokio::select! {
@@ -156,19 +206,32 @@ async fn admit(peer: &Peer, head: hbone::Head) -> Result<Call, Failure> {
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
     };
     let admitted = mesh::admit(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
-    Ok(Call { head, local, admitted })
+    Ok(Call {
+        head,
+        local,
+        admitted,
+    })
 }
 
 /// The authority in the words of the mesh.
 fn authority(authority: &hbone::Authority) -> mesh::Authority {
     match (authority.socket_addr(), &authority.host) {
         (Some(address), _) => mesh::Authority::Address(plain(address)),
-        (None, host) => mesh::Authority::Host { host: host.to_string().into(), port: authority.port },
+        (None, host) => mesh::Authority::Host {
+            host: host.to_string().into(),
+            port: authority.port,
+        },
     }
 }
 
 /// Authorizes, connects to the application, answers 200 and copies; any failure before the 200 answers with its status.
-async fn carry(peer: &Peer, call: &Call, subject: &Subject, mut reply: hbone::Reply, report: &Report) -> Result<(), Failure> {
+async fn carry(
+    peer: &Peer,
+    call: &Call,
+    subject: &Subject,
+    mut reply: hbone::Reply,
+    report: &Report,
+) -> Result<(), Failure> {
     let reached = tokio::select! {
         biased;
         reached = reach(peer, call, subject) => reached,
@@ -181,7 +244,12 @@ async fn carry(peer: &Peer, call: &Call, subject: &Subject, mut reply: hbone::Re
             return Err(why);
         }
     };
-    let own = peer.shard.shared.config.response_baggage.then(|| baggage(&call.local));
+    let own = peer
+        .shard
+        .shared
+        .config
+        .response_baggage
+        .then(|| baggage(&call.local));
     let tunnel = reply.accept(own.as_ref()).map_err(Failure::Data)?;
     copy::from_tunnel(tunnel, &mut upstream, report).await
 }
@@ -191,10 +259,14 @@ async fn reach(peer: &Peer, call: &Call, subject: &Subject) -> Result<TcpStream,
     shared.decide(subject, &call.local)?;
     let to = call.admitted.to;
     if call.admitted.proxy_header.is_some() {
-        return Err(Failure::ApplicationTunnel("the PROXY protocol towards applications is not supported yet"));
+        return Err(Failure::ApplicationTunnel(
+            "the PROXY protocol towards applications is not supported yet",
+        ));
     }
     let from = Some(peer.address.ip()).filter(|ip| call.admitted.may_keep_source(*ip));
-    connect(&*peer.pod.net, &Dial::App { to, from }).await.map_err(|cause| Failure::Application { to, cause })
+    connect(&*peer.pod.net, &Dial::App { to, from })
+        .await
+        .map_err(|cause| Failure::Application { to, cause })
 }
 
 fn status(why: &Failure) -> hbone::StatusCode {
@@ -203,14 +275,29 @@ fn status(why: &Failure) -> hbone::StatusCode {
 
 fn facts(peer: &Peer, call: &Call) -> Facts {
     let shared = &peer.shard.shared;
-    let gateway = call.head.forwarded_network.as_deref().is_some_and(|n| !n.eq_ignore_ascii_case(&shared.config.network));
-    let source = (!gateway).then(|| shared.index.borrow().workload_by_ip(&shared.config.network, peer.address.ip()).cloned()).flatten();
+    let gateway = call
+        .head
+        .forwarded_network
+        .as_deref()
+        .is_some_and(|n| !n.eq_ignore_ascii_case(&shared.config.network));
+    let source = (!gateway)
+        .then(|| {
+            shared
+                .index
+                .borrow()
+                .workload_by_ip(&shared.config.network, peer.address.ip())
+                .cloned()
+        })
+        .flatten();
     Facts {
         direction: Direction::Inbound,
         source: End {
             address: Some(peer.address),
             workload: source,
-            baggage: shared.config.response_baggage.then(|| call.head.baggage.clone()),
+            baggage: shared
+                .config
+                .response_baggage
+                .then(|| call.head.baggage.clone()),
             identity: Some(peer.identity.clone()),
         },
         destination: End {

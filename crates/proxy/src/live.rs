@@ -40,7 +40,15 @@ pub(crate) struct Subject {
 impl Subject {
     /// The verdict of `index` on this flow.
     pub(crate) fn authorize(&self, index: &Index, local: &Workload) -> Verdict {
-        mesh::authorize(index, &Attempt { identity: self.identity.as_ref(), source: self.source, destination: self.destination, local })
+        mesh::authorize(
+            index,
+            &Attempt {
+                identity: self.identity.as_ref(),
+                source: self.source,
+                destination: self.destination,
+                local,
+            },
+        )
     }
 }
 
@@ -57,6 +65,8 @@ struct Guarded {
 /// The table of one data thread.
 pub(crate) struct Live {
     index: watch::Receiver<Index>,
+    /// of the policies when the table was made
+    version: u64,
     flows: Rc<RefCell<HashMap<u64, Entry>>>,
     next: Cell<u64>,
 }
@@ -74,48 +84,75 @@ impl Drop for Place {
 }
 
 impl Live {
-    pub(crate) fn new(index: watch::Receiver<Index>) -> Self {
-        Self { index, flows: Rc::default(), next: Cell::new(0) }
+    pub(crate) fn new(mut index: watch::Receiver<Index>) -> Self {
+        let version = index.borrow_and_update().policy_version();
+        Self {
+            version,
+            index,
+            flows: Rc::default(),
+            next: Cell::new(0),
+        }
     }
 
     /// Lists an outbound flow.
     pub(crate) fn enter(&self, open: OpenFlow) -> Place {
-        self.insert(Entry { open, guarded: None })
+        self.insert(Entry {
+            open,
+            guarded: None,
+        })
     }
 
     /// Lists an inbound flow and watches over it: the receiver resolves when a later policy denies it.
     pub(crate) fn guard(&self, open: OpenFlow, subject: Subject) -> (Place, oneshot::Receiver<()>) {
         let (cut, denied) = oneshot::channel();
-        (self.insert(Entry { open, guarded: Some(Guarded { subject, cut }) }), denied)
+        (
+            self.insert(Entry {
+                open,
+                guarded: Some(Guarded { subject, cut }),
+            }),
+            denied,
+        )
     }
 
     fn insert(&self, entry: Entry) -> Place {
         let key = self.next.replace(self.next.get() + 1);
         self.flows.borrow_mut().insert(key, entry);
-        Place { key, flows: Rc::clone(&self.flows) }
+        Place {
+            key,
+            flows: Rc::clone(&self.flows),
+        }
     }
 
     /// A copy of the table.
     pub(crate) fn open_flows(&self) -> Vec<OpenFlow> {
-        self.flows.borrow().values().map(|e| e.open.clone()).collect()
+        self.flows
+            .borrow()
+            .values()
+            .map(|e| e.open.clone())
+            .collect()
     }
 
     /// Asks policy again about every inbound flow whenever policies or its own workload changed.
     pub(crate) async fn watch(&self) {
         let mut index = self.index.clone();
-        let mut version = index.borrow_and_update().policy_version();
+        // what changed since this table was made counts as a change
+        let mut version = self.version;
         while index.changed().await.is_ok() {
             let now = index.borrow_and_update();
-            let policies_changed = std::mem::replace(&mut version, now.policy_version()) != now.policy_version();
+            let policies_changed =
+                std::mem::replace(&mut version, now.policy_version()) != now.policy_version();
             self.review(&now, policies_changed);
         }
     }
 
     fn review(&self, index: &Index, policies_changed: bool) {
         for entry in self.flows.borrow_mut().values_mut() {
-            let Some(guarded) = &mut entry.guarded else { continue };
+            let Some(guarded) = &mut entry.guarded else {
+                continue;
+            };
             let local = &mut guarded.subject.local;
-            let current = index.local_workload(&local.namespace, &local.name, &local.service_account);
+            let current =
+                index.local_workload(&local.namespace, &local.name, &local.service_account);
             let moved = current.filter(|c| !Arc::ptr_eq(c, local)).cloned();
             let workload_changed = moved.is_some();
             if let Some(current) = moved {
@@ -124,7 +161,11 @@ impl Live {
             if !policies_changed && !workload_changed {
                 continue;
             }
-            if !guarded.subject.authorize(index, &guarded.subject.local).is_allowed() {
+            if !guarded
+                .subject
+                .authorize(index, &guarded.subject.local)
+                .is_allowed()
+            {
                 let flow = &entry.open;
                 tracing::info!(pod = %flow.pod, src = %flow.source, dst = %flow.actual, "connection closed due to policy change");
                 if let Some(Guarded { cut, .. }) = entry.guarded.take() {
@@ -133,5 +174,84 @@ impl Live {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESH: &str = r#"
+workloads:
+- uid: c//Pod/shop/cart-0
+  name: cart-0
+  namespace: shop
+  serviceAccount: cart
+  trustDomain: cluster.local
+  workloadIps: ["10.1.0.7"]
+  services: {}
+policies: [POLICY]
+"#;
+    const DENY_WEB: &str = "{name: no-web, namespace: shop, scope: Namespace, action: Deny, dryRun: false, rules: [[[{principals: [!Exact cluster.local/ns/shop/sa/web]}]]]}";
+
+    fn resources(policy: &str) -> Vec<mesh::Resource> {
+        mesh::local::parse(&MESH.replace("POLICY", policy)).expect("the text is valid")
+    }
+
+    fn subject(index: &Index, account: &str) -> Subject {
+        Subject {
+            identity: Some(SpiffeId::new("cluster.local", "shop", account)),
+            source: "10.1.0.9:40000".parse().unwrap(),
+            destination: "10.1.0.7:8080".parse().unwrap(),
+            local: index
+                .local_workload("shop", "cart-0", "cart")
+                .unwrap()
+                .clone(),
+        }
+    }
+
+    fn open() -> OpenFlow {
+        OpenFlow {
+            pod: "uid".into(),
+            inbound: true,
+            source: "10.1.0.9:40000".parse().unwrap(),
+            original: None,
+            actual: "10.1.0.7:8080".parse().unwrap(),
+            protocol: "HBONE",
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_deny_cuts_whom_it_names_and_nobody_else() {
+        let first = Index::build(resources(""));
+        let (web, other) = (subject(&first, "web"), subject(&first, "other"));
+        let sender = watch::Sender::new(first);
+        let live = Live::new(sender.subscribe());
+        let (_web, web_denied) = live.guard(open(), web);
+        let (_other, mut other_denied) = live.guard(open(), other);
+        let delta = sender.borrow().delta_to(&resources(DENY_WEB));
+        sender.send_modify(|index| drop(index.apply(delta)));
+        tokio::select! {
+            () = live.watch() => panic!("the sender is still there"),
+            denied = web_denied => denied.expect("cut, not dropped"),
+        }
+        assert!(other_denied.try_recv().is_err());
+        assert_eq!(
+            live.open_flows().len(),
+            2,
+            "both are listed until their paths end"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_change_that_denies_nobody_cuts_nobody() {
+        let first = Index::build(resources(DENY_WEB));
+        let other = subject(&first, "other");
+        let live = Live::new(watch::Sender::new(Index::build(resources(DENY_WEB))).subscribe());
+        let (place, mut denied) = live.guard(open(), other);
+        live.review(&first, true);
+        assert_eq!(denied.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        drop(place);
+        assert!(live.open_flows().is_empty());
     }
 }

@@ -30,7 +30,15 @@ pub(crate) async fn serve(mut flow: Accepted) {
     };
     let (source, plan) = match planned {
         Ok(planned) => planned,
-        Err(why) => return report::refused(&flow.shard.shared, Direction::Outbound, flow.peer, flow.orig_dst, &why),
+        Err(why) => {
+            return report::refused(
+                &flow.shard.shared,
+                Direction::Outbound,
+                flow.peer,
+                flow.orig_dst,
+                &why,
+            );
+        }
     };
     let report = Report::open(&flow.shard, &facts(&flow, &source, &plan), since);
     let shard = flow.shard.clone();
@@ -47,8 +55,17 @@ pub(crate) async fn serve(mut flow: Accepted) {
 async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
     let shared = &flow.shard.shared;
     let source = local_workload(shared, &flow.pod).await?;
-    let asked = Flow { source: Arc::clone(&source), client: flow.peer, target: flow.orig_dst, socks: false };
-    let decision = mesh::route(&shared.index.borrow(), &asked, &mut *flow.shard.rng.borrow_mut());
+    let asked = Flow {
+        source: Arc::clone(&source),
+        client: flow.peer,
+        target: flow.orig_dst,
+        socks: false,
+    };
+    let decision = mesh::route(
+        &shared.index.borrow(),
+        &asked,
+        &mut *flow.shard.rng.borrow_mut(),
+    );
     match decision {
         Decision::Go(plan) => Ok((source, plan)),
         Decision::Lacks(lookup) => Err(Failure::Lacks(lookup)),
@@ -57,15 +74,25 @@ async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
 }
 
 /// Connects upstream and copies until both directions end.
-async fn carry(flow: &mut Accepted, source: &Arc<Workload>, plan: &Plan, report: &Report) -> Result<(), Failure> {
+async fn carry(
+    flow: &mut Accepted,
+    source: &Arc<Workload>,
+    plan: &Plan,
+    report: &Report,
+) -> Result<(), Failure> {
     match &plan.hop {
         Hop::Passthrough | Hop::Tcp => {
             let dial = Dial::Hop { to: plan.to };
-            let mut upstream = connect(&*flow.pod.net, &dial).await.map_err(|cause| Failure::Connect { to: plan.to, cause })?;
+            let mut upstream = connect(&*flow.pod.net, &dial)
+                .await
+                .map_err(|cause| Failure::Connect { to: plan.to, cause })?;
             copy::plain(&mut flow.stream, &mut upstream, report).await;
             Ok(())
         }
-        Hop::Hbone { authority, expected } => {
+        Hop::Hbone {
+            authority,
+            expected,
+        } => {
             let key = Key {
                 source: source.identity(),
                 expected: expected.clone(),
@@ -77,11 +104,18 @@ async fn carry(flow: &mut Accepted, source: &Arc<Workload>, plan: &Plan, report:
             let connect = hbone::Connect {
                 authority,
                 baggage: baggage(source),
-                forwarded: hbone::Forwarded { client: flow.peer, host: service.as_deref() },
+                forwarded: hbone::Forwarded {
+                    client: flow.peer,
+                    host: service.as_deref(),
+                },
                 traceparent: hbone::Traceparent::random(&mut *flow.shard.rng.borrow_mut()),
                 forwarded_network: None,
             };
-            let tunnel = flow.shard.tunnels(&flow.pod).open(&flow.shard, &flow.pod, &key, &connect).await?;
+            let tunnel = flow
+                .shard
+                .tunnels(&flow.pod)
+                .open(&flow.shard, &flow.pod, &key, &connect)
+                .await?;
             copy::into_tunnel(&mut flow.stream, tunnel, report).await
         }
     }
@@ -89,7 +123,8 @@ async fn carry(flow: &mut Accepted, source: &Arc<Workload>, plan: &Plan, report:
 
 /// The `baggage` header of a workload; what a header cannot carry is left out.
 pub(crate) fn baggage(workload: &Workload) -> hbone::HeaderValue {
-    hbone::HeaderValue::try_from(mesh::baggage(workload)).unwrap_or_else(|_| hbone::HeaderValue::from_static(""))
+    hbone::HeaderValue::try_from(mesh::baggage(workload))
+        .unwrap_or_else(|_| hbone::HeaderValue::from_static(""))
 }
 
 fn facts(flow: &Accepted, source: &Arc<Workload>, plan: &Plan) -> Facts {
@@ -99,7 +134,12 @@ fn facts(flow: &Accepted, source: &Arc<Workload>, plan: &Plan) -> Facts {
     };
     Facts {
         direction: Direction::Outbound,
-        source: End { address: Some(flow.peer), workload: Some(Arc::clone(source)), identity: Some(source.identity()), baggage: None },
+        source: End {
+            address: Some(flow.peer),
+            workload: Some(Arc::clone(source)),
+            identity: Some(source.identity()),
+            baggage: None,
+        },
         destination: End {
             address: Some(plan.to),
             workload: plan.destination.clone(),

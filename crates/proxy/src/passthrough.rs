@@ -29,12 +29,29 @@ pub(crate) async fn serve(mut flow: Accepted) {
     };
     let (local, admitted) = match admitted {
         Ok(admitted) => admitted,
-        Err(why) => return report::refused(&flow.shard.shared, Direction::Inbound, flow.peer, flow.orig_dst, &why),
+        Err(why) => {
+            return report::refused(
+                &flow.shard.shared,
+                Direction::Inbound,
+                flow.peer,
+                flow.orig_dst,
+                &why,
+            );
+        }
     };
-    let subject = Subject { identity: None, source: flow.peer, destination: admitted.destination, local: Arc::clone(&local) };
+    let subject = Subject {
+        identity: None,
+        source: flow.peer,
+        destination: admitted.destination,
+        local: Arc::clone(&local),
+    };
     let shard = flow.shard.clone();
     let (_place, denied) = shard.live.guard(open_flow(&flow), subject.clone());
-    let report = Report::open(&shard, &facts(&flow, local, admitted.service.clone()), since);
+    let report = Report::open(
+        &shard,
+        &facts(&flow, local, admitted.service.clone()),
+        since,
+    );
     let ended = tokio::select! {
         biased;
         Ok(()) = denied => Err(Failure::PolicyChange),
@@ -47,28 +64,51 @@ pub(crate) async fn serve(mut flow: Accepted) {
 async fn admit(flow: &Accepted) -> Result<(Arc<Workload>, Admitted), Failure> {
     let shared = &flow.shard.shared;
     let local = local_workload(shared, &flow.pod).await?;
-    let asked = Plain { local: &local, target: flow.orig_dst, socks: false };
+    let asked = Plain {
+        local: &local,
+        target: flow.orig_dst,
+        socks: false,
+    };
     let admitted = mesh::admit_plain(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
     Ok((local, admitted))
 }
 
-async fn carry(flow: &mut Accepted, subject: &Subject, admitted: &Admitted, report: &Report) -> Result<(), Failure> {
+async fn carry(
+    flow: &mut Accepted,
+    subject: &Subject,
+    admitted: &Admitted,
+    report: &Report,
+) -> Result<(), Failure> {
     flow.shard.shared.decide(subject, &subject.local)?;
     let to = admitted.to;
     let from = Some(flow.peer.ip()).filter(|ip| admitted.may_keep_source(*ip));
-    let mut upstream =
-        connect(&*flow.pod.net, &Dial::App { to, from }).await.map_err(|cause| Failure::Application { to, cause })?;
+    let mut upstream = connect(&*flow.pod.net, &Dial::App { to, from })
+        .await
+        .map_err(|cause| Failure::Application { to, cause })?;
     copy::plain(&mut flow.stream, &mut upstream, report).await;
     Ok(())
 }
 
 fn facts(flow: &Accepted, local: Arc<Workload>, service: Option<Arc<Service>>) -> Facts {
     let shared = &flow.shard.shared;
-    let source = shared.index.borrow().workload_by_ip(&shared.config.network, flow.peer.ip()).cloned();
+    let source = shared
+        .index
+        .borrow()
+        .workload_by_ip(&shared.config.network, flow.peer.ip())
+        .cloned();
     Facts {
         direction: Direction::Inbound,
-        source: End { address: Some(flow.peer), workload: source, ..End::default() },
-        destination: End { address: Some(flow.orig_dst), identity: Some(local.identity()), workload: Some(local), baggage: None },
+        source: End {
+            address: Some(flow.peer),
+            workload: source,
+            ..End::default()
+        },
+        destination: End {
+            address: Some(flow.orig_dst),
+            identity: Some(local.identity()),
+            workload: Some(local),
+            baggage: None,
+        },
         service,
         authority: None,
         mutual_tls: false,
@@ -76,5 +116,12 @@ fn facts(flow: &Accepted, local: Arc<Workload>, service: Option<Arc<Service>>) -
 }
 
 fn open_flow(flow: &Accepted) -> OpenFlow {
-    OpenFlow { pod: flow.pod.uid.clone(), inbound: true, source: flow.peer, original: None, actual: flow.orig_dst, protocol: "TCP" }
+    OpenFlow {
+        pod: flow.pod.uid.clone(),
+        inbound: true,
+        source: flow.peer,
+        original: None,
+        actual: flow.orig_dst,
+        protocol: "TCP",
+    }
 }

@@ -71,9 +71,23 @@ pub struct PodName {
 impl Pod {
     /// A pod that serves from now on.
     pub fn new(who: PodName, net: Arc<dyn Net>) -> Arc<Self> {
-        let PodName { uid, name, namespace, service_account } = who;
+        let PodName {
+            uid,
+            name,
+            namespace,
+            service_account,
+        } = who;
         let phase = watch::Sender::new(Phase::Serve);
-        Arc::new(Self { uid, name, namespace, service_account, net, phase, flows: AtomicUsize::new(0), idle: Notify::new() })
+        Arc::new(Self {
+            uid,
+            name,
+            namespace,
+            service_account,
+            net,
+            phase,
+            flows: AtomicUsize::new(0),
+            idle: Notify::new(),
+        })
     }
 
     /// Moves to a later phase; a phase never goes back.
@@ -139,4 +153,72 @@ impl Drop for Stay {
 pub(crate) async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     // an error means that the pod itself was dropped, which is later than any phase
     let _ = phase.wait_for(|now| *now >= wanted).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::net::{SocketAddr, UdpSocket};
+
+    use super::*;
+    use crate::needs::Dial;
+
+    struct NoNet;
+
+    impl Net for NoNet {
+        fn socket(&self, _: &Dial) -> io::Result<tokio::net::TcpSocket> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn resolver(&self, _: SocketAddr) -> io::Result<UdpSocket> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn pod() -> Arc<Pod> {
+        let text = |t: &str| Str::from(t);
+        let who = PodName {
+            uid: text("u"),
+            name: text("n"),
+            namespace: text("ns"),
+            service_account: text("sa"),
+        };
+        Pod::new(who, Arc::new(NoNet))
+    }
+
+    #[test]
+    fn a_pod_cannot_have_more_flows_than_its_budget() {
+        let pod = pod();
+        let stays: Vec<_> = (0..FLOWS_PER_POD_MAX)
+            .map(|_| pod.enter().expect("within the budget"))
+            .collect();
+        assert!(pod.enter().is_none());
+        drop(stays);
+        assert_eq!(pod.flows(), 0);
+        assert!(pod.enter().is_some());
+    }
+
+    #[test]
+    fn phases_only_advance() {
+        let pod = pod();
+        pod.advance(Phase::Cut);
+        pod.advance(Phase::Drain);
+        assert_eq!(*pod.phase().borrow(), Phase::Cut);
+    }
+
+    #[tokio::test]
+    async fn idle_comes_with_the_last_flow() {
+        let pod = pod();
+        pod.idle().await;
+        let stay = pod.enter().expect("within the budget");
+        let waiting = pod.idle();
+        tokio::pin!(waiting);
+        tokio::select! {
+            biased;
+            () = &mut waiting => panic!("a flow is open"),
+            () = std::future::ready(()) => {}
+        }
+        drop(stay);
+        waiting.await;
+    }
 }

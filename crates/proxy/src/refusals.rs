@@ -64,7 +64,11 @@ impl Refusals {
         let mut inner = self.lock();
         *inner.counts.entry("pod_budget").or_default() += 1;
         let name = format!("{}/{}", pod.namespace, pod.name);
-        let name = if inner.shed.contains_key(&name) || inner.shed.len() < PODS_COUNTED_MAX { name } else { "(other)".to_owned() };
+        let name = if inner.shed.contains_key(&name) || inner.shed.len() < PODS_COUNTED_MAX {
+            name
+        } else {
+            "(other)".to_owned()
+        };
         let count = inner.shed.entry(name).or_default();
         *count += 1;
         if count.is_power_of_two() {
@@ -91,6 +95,10 @@ impl Refusals {
 
     /// Dropped connections by pod.
     pub fn shed_by_pod(&self) -> Vec<(String, u64)> {
-        self.lock().shed.iter().map(|(p, n)| (p.clone(), *n)).collect()
+        self.lock()
+            .shed
+            .iter()
+            .map(|(p, n)| (p.clone(), *n))
+            .collect()
     }
 }

@@ -9,7 +9,9 @@ use std::time::{Instant, SystemTime};
 
 use mesh::{Service, SpiffeId, Str, Workload};
 use telemetry::access::{Access, Direction, Moment, Peer, Record, Tally};
-use telemetry::metrics::{Connection, EndLabels, Reporter, ServiceLabels, TrafficLabels, WorkloadLabels};
+use telemetry::metrics::{
+    Connection, EndLabels, Reporter, ServiceLabels, TrafficLabels, WorkloadLabels,
+};
 
 use crate::Shared;
 use crate::copy::Count;
@@ -74,13 +76,19 @@ impl Report {
     }
 
     fn end(&mut self, failure: Option<&Failure>) {
-        let (Some(mut record), Some(counters)) = (self.record.take(), self.counters.take()) else { return };
+        let (Some(mut record), Some(counters)) = (self.record.take(), self.counters.take()) else {
+            return;
+        };
         counters.close(failure.map_or(telemetry::metrics::Flag::None, Failure::flag));
         let (sent_bytes, received_bytes) = match record.direction {
             Direction::Outbound => (self.up.get(), self.down.get()),
             Direction::Inbound => (self.down.get(), self.up.get()),
         };
-        record.tally = Tally { sent_bytes, received_bytes, duration: self.since.elapsed() };
+        record.tally = Tally {
+            sent_bytes,
+            received_bytes,
+            duration: self.since.elapsed(),
+        };
         record.error = failure.map(ToString::to_string);
         if let Some(failure) = failure {
             note(&self.shared, &record, failure);
@@ -112,7 +120,13 @@ impl Count for Report {
 }
 
 /// The flow was refused before its context was known.
-pub(crate) fn refused(shared: &Shared, direction: Direction, source: SocketAddr, destination: SocketAddr, failure: &Failure) {
+pub(crate) fn refused(
+    shared: &Shared,
+    direction: Direction,
+    source: SocketAddr,
+    destination: SocketAddr,
+    failure: &Failure,
+) {
     let mut record = Record::new(Moment::Failed, direction);
     record.source.address = Some(source);
     record.destination.address = Some(destination);
@@ -160,10 +174,19 @@ fn peer(end: &End, mutual_tls: bool) -> Peer {
     let workload = end.workload.as_deref();
     Peer {
         address: end.address,
-        workload: workload.map_or_else(|| baggage.and_then(|b| b.service.clone()), |w| known(&w.name)),
-        namespace: workload.map_or_else(|| baggage.and_then(|b| b.namespace.clone()), |w| known(&w.namespace)),
+        workload: workload.map_or_else(
+            || baggage.and_then(|b| b.service.clone()),
+            |w| known(&w.name),
+        ),
+        namespace: workload.map_or_else(
+            || baggage.and_then(|b| b.namespace.clone()),
+            |w| known(&w.namespace),
+        ),
         identity: end.identity.clone().filter(|_| mutual_tls),
-        cluster: workload.map_or_else(|| baggage.and_then(|b| b.cluster.clone()), |w| known(&w.cluster_id)),
+        cluster: workload.map_or_else(
+            || baggage.and_then(|b| b.cluster.clone()),
+            |w| known(&w.cluster_id),
+        ),
     }
 }
 
@@ -175,16 +198,26 @@ fn labels(facts: &Facts) -> TrafficLabels {
             Direction::Outbound => Reporter::Source,
             Direction::Inbound => Reporter::Destination,
         },
-        source: EndLabels { principal: source.identity.clone().filter(|_| mutual_tls), workload: workload_labels(source) },
+        source: EndLabels {
+            principal: source.identity.clone().filter(|_| mutual_tls),
+            workload: workload_labels(source),
+        },
         destination: EndLabels {
-            principal: destination.workload.as_deref().map(Workload::identity).or_else(|| destination.identity.clone()),
+            principal: destination
+                .workload
+                .as_deref()
+                .map(Workload::identity)
+                .or_else(|| destination.identity.clone()),
             workload: workload_labels(destination),
         },
-        service: facts.service.as_ref().map_or_else(ServiceLabels::default, |s| ServiceLabels {
-            host: s.hostname.clone(),
-            namespace: s.namespace.clone(),
-            name: s.name.clone(),
-        }),
+        service: facts
+            .service
+            .as_ref()
+            .map_or_else(ServiceLabels::default, |s| ServiceLabels {
+                host: s.hostname.clone(),
+                namespace: s.namespace.clone(),
+                name: s.name.clone(),
+            }),
         mutual_tls,
     }
 }
@@ -205,7 +238,11 @@ fn workload_labels(end: &End) -> Option<WorkloadLabels> {
     }
     let b = end.baggage.as_ref().filter(|b| !b.is_empty())?;
     let text = |t: &Option<Str>| t.clone().unwrap_or_default();
-    let workload = b.workload.as_ref().map(|(_, name)| name.clone()).unwrap_or_default();
+    let workload = b
+        .workload
+        .as_ref()
+        .map(|(_, name)| name.clone())
+        .unwrap_or_default();
     Some(WorkloadLabels {
         app: workload.clone(),
         workload,

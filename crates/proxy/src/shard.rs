@@ -75,13 +75,18 @@ impl Shards {
         let (mut handles, mut inboxes) = (Vec::new(), Vec::new());
         for _ in 0..count.max(1) {
             let (commands, inbox) = mpsc::channel(HANDOVER_MAX);
-            handles.push(Handle { commands, load: Arc::default() });
+            handles.push(Handle {
+                commands,
+                load: Arc::default(),
+            });
             inboxes.push(inbox);
         }
         let handles: Arc<[Handle]> = handles.into();
         let mut threads = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let (shared, peers) = (Arc::clone(shared), Arc::clone(&handles));
             let thread = std::thread::Builder::new().name(format!("ztunnel-{number}"));
             threads.push(thread.spawn(move || {
@@ -92,7 +97,11 @@ impl Shards {
                 });
             })?);
         }
-        Ok(Self { handles, homes: AtomicUsize::new(0), threads })
+        Ok(Self {
+            handles,
+            homes: AtomicUsize::new(0),
+            threads,
+        })
     }
 
     /// Starts serving `pod` on the next data thread in turn.
@@ -128,7 +137,10 @@ impl Shards {
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = ()> + 'static,
     {
-        let _ = self.handles[0].commands.send(Command::Run(Box::new(|| Box::pin(task())))).await;
+        let _ = self.handles[0]
+            .commands
+            .send(Command::Run(Box::new(|| Box::pin(task()))))
+            .await;
     }
 
     /// Number of data threads.
@@ -158,7 +170,15 @@ impl Shard {
         let counters = shared.registry.shard();
         let live = Live::new(shared.index.clone());
         let rng = RefCell::new(SmallRng::from_os_rng());
-        Rc::new(Self { number, shared, counters, live, rng, tunnels: RefCell::default(), peers })
+        Rc::new(Self {
+            number,
+            shared,
+            counters,
+            live,
+            rng,
+            tunnels: RefCell::default(),
+            peers,
+        })
     }
 
     async fn run(self: Rc<Self>, mut inbox: mpsc::Receiver<Command>) {
@@ -189,19 +209,31 @@ impl Shard {
     /// This thread's tunnels of `pod`.
     pub(crate) fn tunnels(&self, pod: &Pod) -> Rc<Tunnels> {
         let mut tunnels = self.tunnels.borrow_mut();
-        Rc::clone(tunnels.entry(pod.uid.clone()).or_insert_with(|| Rc::new(Tunnels::new(&self.shared.config))))
+        Rc::clone(
+            tunnels
+                .entry(pod.uid.clone())
+                .or_insert_with(|| Rc::new(Tunnels::new(&self.shared.config))),
+        )
     }
 
     /// Gives the connection to the least loaded thread; returns it when that is this one.
     pub(crate) fn place(&self, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) -> Option<TcpStream> {
         let own = self.load();
-        let Some(least) = self.peers.iter().min_by_key(|p| p.load()) else { return Some(stream) };
+        let Some(least) = self.peers.iter().min_by_key(|p| p.load()) else {
+            return Some(stream);
+        };
         if least.load() + HANDOVER_GAIN_MIN > own {
             return Some(stream);
         }
-        match least.commands.try_send(Command::Take(Arc::clone(pod), kind, stream)) {
+        match least
+            .commands
+            .try_send(Command::Take(Arc::clone(pod), kind, stream))
+        {
             Ok(()) => None,
-            Err(TrySendError::Full(Command::Take(_, _, stream)) | TrySendError::Closed(Command::Take(_, _, stream))) => Some(stream),
+            Err(
+                TrySendError::Full(Command::Take(_, _, stream))
+                | TrySendError::Closed(Command::Take(_, _, stream)),
+            ) => Some(stream),
             Err(_) => None,
         }
     }

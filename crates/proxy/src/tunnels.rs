@@ -46,27 +46,47 @@ pub(crate) struct Tunnels {
 
 impl Tunnels {
     pub(crate) fn new(config: &Config) -> Self {
-        Self { pool: hbone::Pool::new(&config.hbone), settings: config.hbone.clone() }
+        Self {
+            pool: hbone::Pool::new(&config.hbone),
+            settings: config.hbone.clone(),
+        }
     }
 
     /// A tunnel to `key.next_hop` for one connection, shared or new.
     ///
     /// Errors: no certificate, no connection, no handshake, a CONNECT refused.
-    pub(crate) async fn open(&self, shard: &Shard, pod: &Pod, key: &Key, connect: &hbone::Connect<'_>) -> Result<hbone::Tunnel, Failure> {
-        let slot = self.pool.get(key, || self.dial(shard, pod, key)).await.map_err(|error| match error {
-            hbone::GetError::Dial(failure) => failure,
-            other => Failure::Pool(other.to_string()),
-        })?;
+    pub(crate) async fn open(
+        &self,
+        shard: &Shard,
+        pod: &Pod,
+        key: &Key,
+        connect: &hbone::Connect<'_>,
+    ) -> Result<hbone::Tunnel, Failure> {
+        let slot = self
+            .pool
+            .get(key, || self.dial(shard, pod, key))
+            .await
+            .map_err(|error| match error {
+                hbone::GetError::Dial(failure) => failure,
+                other => Failure::Pool(other.to_string()),
+            })?;
         slot.connect(connect).await.map_err(Failure::Refused)
     }
 
-    async fn dial(&self, shard: &Shard, pod: &Pod, key: &Key) -> Result<(hbone::Sender, hbone::Driver<TlsStream<TcpStream>>), Failure> {
+    async fn dial(
+        &self,
+        shard: &Shard,
+        pod: &Pod,
+        key: &Key,
+    ) -> Result<(hbone::Sender, hbone::Driver<TlsStream<TcpStream>>), Failure> {
         let to = key.next_hop;
         let credential = shard.shared.certs.get(&key.source).await?;
-        let stream = connect(&*pod.net, &Dial::Hop { to }).await.map_err(|cause| match cause.kind() {
-            std::io::ErrorKind::TimedOut => Failure::ConnectTimeout { to },
-            _ => Failure::Connect { to, cause },
-        })?;
+        let stream = connect(&*pod.net, &Dial::Hop { to })
+            .await
+            .map_err(|cause| match cause.kind() {
+                std::io::ErrorKind::TimedOut => Failure::ConnectTimeout { to },
+                _ => Failure::Connect { to, cause },
+            })?;
         let tls = TlsConnector::from(credential.client_config(&key.expected));
         // the name is not sent and not compared: identity is the SPIFFE id
         let handshake = tls.connect(ServerName::IpAddress(to.ip().into()), stream);
@@ -74,7 +94,9 @@ impl Tunnels {
             Ok(done) => done.map_err(Failure::Tls)?,
             Err(_) => return Err(Failure::Tls(std::io::ErrorKind::TimedOut.into())),
         };
-        hbone::handshake(stream, &self.settings).await.map_err(Failure::Handshake)
+        hbone::handshake(stream, &self.settings)
+            .await
+            .map_err(Failure::Handshake)
     }
 
     /// Shares none of the tunnels any longer; idle ones close.

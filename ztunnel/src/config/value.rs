@@ -15,7 +15,11 @@ pub struct Invalid {
 impl Invalid {
     /// `name` holds `value` where `expected` was needed.
     pub fn new(name: &'static str, value: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self { name, value: value.into(), expected: expected.into() }
+        Self {
+            name,
+            value: value.into(),
+            expected: expected.into(),
+        }
     }
 }
 
@@ -40,13 +44,18 @@ impl<G: Fn(&str) -> Option<String>> Env<G> {
 
     /// The value, which must be there.
     pub fn required(&self, name: &'static str, expected: &str) -> Result<String, Invalid> {
-        self.optional(name).ok_or_else(|| Invalid::new(name, "", expected))
+        self.optional(name)
+            .ok_or_else(|| Invalid::new(name, "", expected))
     }
 
     /// Comma-separated items, trimmed, empty ones dropped.
     pub fn list(&self, name: &str, default: &str) -> Vec<String> {
         let text = self.text(name, default);
-        text.split(',').map(str::trim).filter(|i| !i.is_empty()).map(str::to_owned).collect()
+        text.split(',')
+            .map(str::trim)
+            .filter(|i| !i.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// `true` or `false`, nothing else.
@@ -63,7 +72,13 @@ impl<G: Fn(&str) -> Option<String>> Env<G> {
     pub fn number<T: FromStr>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
         match self.optional(name) {
             None => Ok(default),
-            Some(text) => text.parse().map_err(|_| Invalid::new(name, text, format!("a number ({})", std::any::type_name::<T>()))),
+            Some(text) => text.parse().map_err(|_| {
+                Invalid::new(
+                    name,
+                    text,
+                    format!("a number ({})", std::any::type_name::<T>()),
+                )
+            }),
         }
     }
 
@@ -71,18 +86,34 @@ impl<G: Fn(&str) -> Option<String>> Env<G> {
     pub fn duration(&self, name: &'static str, default: Duration) -> Result<Duration, Invalid> {
         match self.optional(name) {
             None => Ok(default),
-            Some(text) => parse_duration(&text).ok_or_else(|| Invalid::new(name, text, "a duration such as 10s, 500ms, 5m, 1h30m")),
+            Some(text) => parse_duration(&text).ok_or_else(|| {
+                Invalid::new(name, text, "a duration such as 10s, 500ms, 5m, 1h30m")
+            }),
         }
     }
 
     /// A CPU quantity rounded up to whole CPUs.
     pub fn cpus(&self, name: &'static str) -> Result<Option<usize>, Invalid> {
-        let Some(text) = self.optional(name) else { return Ok(None) };
-        let bad = || Invalid::new(name, text.clone(), "a CPU quantity above 0 such as 2, 1.5 or 500m");
-        let (number, milli) = text.strip_suffix('m').map_or((text.as_str(), false), |n| (n, true));
+        let Some(text) = self.optional(name) else {
+            return Ok(None);
+        };
+        let bad = || {
+            Invalid::new(
+                name,
+                text.clone(),
+                "a CPU quantity above 0 such as 2, 1.5 or 500m",
+            )
+        };
+        let (number, milli) = text
+            .strip_suffix('m')
+            .map_or((text.as_str(), false), |n| (n, true));
         let quantity: f64 = number.parse().map_err(|_| bad())?;
         let whole = if milli { quantity / 1000.0 } else { quantity }.ceil();
-        if whole >= 1.0 && whole <= CPUS_MAX { Ok(Some(whole as usize)) } else { Err(bad()) }
+        if (1.0..=CPUS_MAX).contains(&whole) {
+            Ok(Some(whole as usize))
+        } else {
+            Err(bad())
+        }
     }
 }
 
@@ -93,7 +124,8 @@ const CPUS_MAX: f64 = 65_536.0;
 pub fn workers(text: &str, cores: usize) -> Option<usize> {
     if let Some(share) = text.strip_suffix('%') {
         let share: f64 = share.parse().ok()?;
-        return (share > 0.0 && share <= 100.0).then(|| ((cores as f64 * share / 100.0).ceil() as usize).max(1));
+        return (share > 0.0 && share <= 100.0)
+            .then(|| ((cores as f64 * share / 100.0).ceil() as usize).max(1));
     }
     match text.parse::<u16>().ok()? {
         0 => Some(cores.max(1)),
@@ -128,9 +160,13 @@ fn units(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut sum = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|&n| n > 0)?;
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .filter(|&n| n > 0)?;
         let (number, tail) = rest.split_at(digits);
-        let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(end);
         let second = match unit.trim() {
             "ns" => 1e-9,

@@ -60,7 +60,11 @@ impl Admin {
 
     fn logging(&self, query: &str) -> Answer {
         let pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
-        let level = pairs.iter().rev().find(|(key, _)| key == "level").map_or("", |(_, value)| value.as_ref());
+        let level = pairs
+            .iter()
+            .rev()
+            .find(|(key, _)| key == "level")
+            .map_or("", |(_, value)| value.as_ref());
         let reset = pairs.iter().any(|(key, _)| key == "reset");
         let changed = match (reset, level) {
             (true, _) => self.log.reset(level),
@@ -69,7 +73,10 @@ impl Admin {
         };
         match changed {
             Ok(filter) => text(StatusCode::OK, format!("current log level is {filter}\n")),
-            Err(_) => text(StatusCode::BAD_REQUEST, format!("Invalid level provided: {level}\n{LOGGING_USAGE}")),
+            Err(_) => text(
+                StatusCode::BAD_REQUEST,
+                format!("Invalid level provided: {level}\n{LOGGING_USAGE}"),
+            ),
         }
     }
 }

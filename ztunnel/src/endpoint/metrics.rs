@@ -11,7 +11,11 @@ use super::{Answer, empty, typed};
 pub fn answer(registry: &Registry, request: &Request<Incoming>) -> Answer {
     match request.uri().path() {
         "/metrics" | "/stats/prometheus" => {
-            let accept = request.headers().get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+            let accept = request
+                .headers()
+                .get_all(ACCEPT)
+                .iter()
+                .filter_map(|v| v.to_str().ok());
             let (content_type, text) = registry.encode(accept);
             typed(StatusCode::OK, content_type, Bytes::from(text))
         }

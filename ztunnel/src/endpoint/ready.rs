@@ -23,12 +23,19 @@ struct Inner {
 impl Ready {
     /// Not ready until each of `tasks` is done.
     pub fn new(tasks: impl IntoIterator<Item = &'static str>) -> Self {
-        Self(Arc::new(Inner { since: Instant::now(), pending: Mutex::new(tasks.into_iter().collect()) }))
+        Self(Arc::new(Inner {
+            since: Instant::now(),
+            pending: Mutex::new(tasks.into_iter().collect()),
+        }))
     }
 
     /// Marks `task` as done.
     pub fn done(&self, task: &'static str) {
-        let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self
+            .0
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if pending.remove(task) {
             let left = pending.len();
             let after = self.0.since.elapsed();
@@ -42,14 +49,24 @@ impl Ready {
 
     /// Marks `task` as pending again.
     pub fn pending(&self, task: &'static str) {
-        let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self
+            .0
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if pending.insert(task) {
             tracing::warn!(task, "not ready");
         }
     }
 
     fn missing(&self) -> Vec<&'static str> {
-        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        self.0
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .copied()
+            .collect()
     }
 }
 
@@ -65,6 +82,9 @@ pub fn answer(ready: &Ready, request: &Request<Incoming>) -> Answer {
     if missing.is_empty() {
         text(StatusCode::OK, "ready\n")
     } else {
-        text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", missing.join(", ")))
+        text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("not ready, pending: {}\n", missing.join(", ")),
+        )
     }
 }
