@@ -11,18 +11,9 @@ pub use authority::{Authority, BadAuthority};
 
 use crate::index::{Index, Referent};
 use crate::name::Str;
+use crate::ports::is_internal_port;
 use crate::service::Service;
 use crate::workload::{ApplicationTunnel, TunnelFormat, Workload};
-
-/// Ports of our own listeners in every pod.
-const INTERNAL_PORTS: [u16; 3] = [15001, 15006, 15008];
-/// Port of the SOCKS listener, ours only where it is open.
-const SOCKS_PORT: u16 = 15080;
-
-/// Whether a port is one of our own listeners'.
-pub(crate) fn is_internal_port(port: u16, socks: bool) -> bool {
-    INTERNAL_PORTS.contains(&port) || (socks && port == SOCKS_PORT)
-}
 
 /// One CONNECT request.
 #[derive(Clone, Copy, Debug)]

@@ -73,7 +73,8 @@ impl Wish<'_> {
         let workload = endpoint.workload;
         let remote = workload.network != self.source.network;
         let has_address = !workload.addresses.is_empty() || !workload.hostname.is_empty();
-        if !has_address && !(remote && workload.network_gateway.is_some()) {
+        let behind_gateway = remote && workload.network_gateway.is_some();
+        if !has_address && !behind_gateway {
             return None;
         }
         let defined = self.service.ports.target(self.service_port);

@@ -223,7 +223,8 @@ pub fn local_file(text: &str) {
             assert!(index.delta_to(&resources).is_empty());
         }
         Err(error) => {
-            assert!(error.line <= text.split('\n').count() as u64 + 1, "{error}");
+            let lines = text.matches(['\n', '\r']).count() as u64 + 1;
+            assert!(error.line <= lines + 1, "{error}");
             assert!(!error.problem.is_empty());
         }
     }

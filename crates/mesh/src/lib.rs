@@ -1,8 +1,8 @@
 //! What the mesh is, and every decision about it: plain values in, a value out.
 //!
 //! No sockets, clock, random source, environment or logging: callers hand in what is needed and print the reasons they get.
-//! Floors, lowest first: `name`, `spiffe`; `workload`, `service`, `policy`; `index`; `balance`; `route`, `admit`, `authorize`.
-//! Beside them `local` (the local configuration file) and `dump` (what admin shows).
+//! Floors, lowest first: `name`, `ports`; `spiffe`; `workload`, `policy`; `service`, `pools`; `index`; `balance`; `route`, `admit`,
+//! `authorize`, `local` (the local configuration file), `dump` (what admin shows). Beside them `laws`, for tests.
 #![forbid(unsafe_code)]
 
 pub mod admit;
@@ -15,6 +15,7 @@ pub mod local;
 pub mod name;
 pub mod policy;
 pub mod pools;
+pub mod ports;
 pub mod route;
 pub mod service;
 pub mod spiffe;
@@ -26,7 +27,8 @@ pub use index::{Applied, Delta, EndpointRef, Index, Key, Resource};
 pub use name::{Interner, NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 pub use policy::Policy;
 pub use pools::Pools;
-pub use route::{Decision, Flow, HBONE_PORT, Hop, Lookup, Plan, Refusal, Resolve, route};
+pub use ports::{HBONE_PORT, Ports};
+pub use route::{Decision, Flow, Hop, Lookup, Plan, Refusal, Resolve, route};
 pub use service::Service;
 pub use spiffe::SpiffeId;
 pub use workload::{Workload, baggage};

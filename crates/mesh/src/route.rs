@@ -9,18 +9,15 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use crate::admit::is_internal_port;
 use crate::balance::{Purpose, Wish, choose};
 use crate::index::{Index, Referent};
 use crate::name::Str;
+use crate::ports::is_internal_port;
 use crate::service::Service;
 use crate::spiffe::SpiffeId;
 use crate::workload::{Destination, GatewayAddress, Protocol, Workload};
 pub use leg::Resolve;
 use leg::{Leg, Road};
-
-/// Port on which workloads take HBONE.
-pub const HBONE_PORT: u16 = 15008;
 
 /// One new outbound connection.
 #[derive(Clone, Debug)]

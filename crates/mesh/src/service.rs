@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::name::{NamespacedHostname, NetworkAddress, NetworkCidr, Str};
+use crate::ports::Ports;
 use crate::spiffe::SpiffeId;
 use crate::workload::{GatewayAddress, Health};
 
@@ -72,58 +73,6 @@ impl Service {
     /// The further identities that are SPIFFE ids; others cannot match any peer.
     pub fn extra_identities(&self) -> impl Iterator<Item = &SpiffeId> {
         self.subject_alt_names.iter().filter_map(SubjectAltName::id)
-    }
-}
-
-/// Port mappings, sorted by service port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ports(Arc<[PortMapping]>);
-
-/// One entry of [`Ports`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortMapping {
-    /// Port that clients dial.
-    pub service: u16,
-    /// Port that the endpoint listens on; 0 = unset.
-    pub target: u16,
-}
-
-impl Ports {
-    /// The target of `service_port`; `Some(0)` when the port exists without a number of its own.
-    pub fn target(&self, service_port: u16) -> Option<u16> {
-        let at = self
-            .0
-            .binary_search_by_key(&service_port, |m| m.service)
-            .ok()?;
-        self.0.get(at).map(|m| m.target)
-    }
-
-    /// Whether some service port leads to `target_port`.
-    pub fn leads_to(&self, target_port: u16) -> bool {
-        self.0.iter().any(|m| m.target == target_port)
-    }
-
-    /// All mappings, by service port.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = PortMapping> + '_ {
-        self.0.iter().copied()
-    }
-
-    /// Whether there is no mapping.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl FromIterator<(u16, u16)> for Ports {
-    /// Takes (service port, target port) pairs in any order; of a repeated service port the last one holds.
-    fn from_iter<I: IntoIterator<Item = (u16, u16)>>(pairs: I) -> Self {
-        let sorted: std::collections::BTreeMap<u16, u16> = pairs.into_iter().collect();
-        Self(
-            sorted
-                .into_iter()
-                .map(|(service, target)| PortMapping { service, target })
-                .collect(),
-        )
     }
 }
 
@@ -251,20 +200,6 @@ pub enum Visibility {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_sorted_and_the_last_of_a_kind_holds() {
-        let ports: Ports = [(443, 8443), (80, 8080), (80, 9090), (1, 0)]
-            .into_iter()
-            .collect();
-        let all: Vec<_> = ports.iter().map(|m| (m.service, m.target)).collect();
-        assert_eq!(all, [(1, 0), (80, 9090), (443, 8443)]);
-        assert_eq!(
-            (ports.target(80), ports.target(1), ports.target(2)),
-            (Some(9090), Some(0), None)
-        );
-        assert!(ports.leads_to(8443) && !ports.leads_to(80));
-    }
 
     #[test]
     fn only_spiffe_names_are_identities() {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::name::{NamespacedHostname, NetworkAddress, Str};
-use crate::service::Ports;
+use crate::ports::Ports;
 use crate::spiffe::SpiffeId;
 
 /// One workload: a pod, a WorkloadEntry, or an endpoint of a ServiceEntry. Key: `uid`.

@@ -1,3 +1,5 @@
+//! Tables of cases for inbound connections.
+
 use super::*;
 use crate::local;
 

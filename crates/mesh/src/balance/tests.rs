@@ -1,3 +1,5 @@
+//! Tables of cases for the choice of an endpoint.
+
 use std::collections::BTreeMap;
 
 use rand::SeedableRng;

@@ -1,3 +1,5 @@
+//! Tables of cases for the shapes that admin shows.
+
 use super::*;
 use crate::local;
 

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::policy::{Action, Match, Policy, PolicyScope, StringMatch};
+use crate::ports::Ports;
 use crate::service::{
-    BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Ports, Scope, Service,
-    SubjectAltName, Visibility,
+    BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, SubjectAltName,
+    Visibility,
 };
 use crate::workload::{
     GatewayAddress, Health, Locality, NetworkMode, Protocol, TunnelFormat, Workload, WorkloadType,

@@ -8,17 +8,21 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::name::{NamespacedHostname, Str};
-use crate::service::{Ports, Service};
+use crate::ports::Ports;
+use crate::service::Service;
 use crate::workload::{Health, Workload};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Services {
     /// By host name; each list by namespace. A slot is there while it has a Service or members.
     slots: HashMap<Str, Vec<Slot>>,
-    vips: HashMap<Str, HashMap<IpAddr, Vec<Arc<Service>>>>,
+    vips: HashMap<Str, ByAddress>,
     /// By network, then prefix length, longest first, then network address.
-    ranges: HashMap<Str, BTreeMap<Reverse<u8>, HashMap<IpAddr, Vec<Arc<Service>>>>>,
+    ranges: HashMap<Str, BTreeMap<Reverse<u8>, ByAddress>>,
 }
+
+/// Services by address, each list by namespace and host name.
+type ByAddress = HashMap<IpAddr, Vec<Arc<Service>>>;
 
 #[derive(Clone, Debug, PartialEq)]
 struct Slot {
@@ -321,7 +325,7 @@ fn add(list: &mut Vec<Arc<Service>>, service: &Arc<Service>) {
     }
 }
 
-fn take_out(table: &mut HashMap<IpAddr, Vec<Arc<Service>>>, key: IpAddr, old: &Service) {
+fn take_out(table: &mut ByAddress, key: IpAddr, old: &Service) {
     let Some(held) = table.get_mut(&key) else {
         return;
     };

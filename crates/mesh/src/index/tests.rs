@@ -1,3 +1,5 @@
+//! Tables of cases for what the index finds.
+
 use super::*;
 use crate::local;
 
@@ -209,7 +211,8 @@ fn services_by_address_and_host() {
         service(namespace, &format!("hostname: h, ports: {{}}, {rest}"))
     };
     let vip = "vips: [/10.1.0.1]";
-    let cases: Vec<(&str, Vec<Resource>, Option<&str>, Option<&str>)> = vec![
+    type Case<'a> = (&'a str, Vec<Resource>, Option<&'a str>, Option<&'a str>);
+    let cases: Vec<Case<'_>> = vec![
         (
             "first by namespace",
             vec![of("b", vip), of("a", vip)],

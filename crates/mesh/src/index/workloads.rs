@@ -187,6 +187,10 @@ enum Sharers {
     #[default]
     None,
     One(Arc<Workload>),
+    #[expect(
+        clippy::box_collection,
+        reason = "keeps the 100k entries that are not this at 16 bytes"
+    )]
     Many(Box<Vec<Arc<Workload>>>),
 }
 

@@ -9,8 +9,9 @@ use super::Asked;
 use crate::index::{Delta, Key, Resource};
 use crate::name::{NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 use crate::policy::{Action, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
+use crate::ports::Ports;
 use crate::service::{
-    BalanceMode, HealthPolicy, IpFamilies, LoadBalancer, Ports, Scope, Service, Visibility,
+    BalanceMode, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,
 };
 use crate::spiffe::SpiffeId;
@@ -85,7 +86,7 @@ impl<'a> Draw<'a> {
     fn range(&mut self) -> IpNet {
         let ip = self.ip();
         let length = self.of(&[0, 8, 31, 32]);
-        IpNet::new(ip, length).map_or_else(|_| IpNet::from(ip), |range| range)
+        IpNet::new(ip, length).unwrap_or_else(|_| IpNet::from(ip))
     }
 
     fn host(&mut self) -> NamespacedHostname {

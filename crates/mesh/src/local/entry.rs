@@ -12,9 +12,10 @@ use super::text::{Number, Text, TypeName};
 use crate::name::{NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 use crate::policy::{Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
 use crate::pools::Pools;
+use crate::ports::Ports;
 use crate::service::{
-    BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Ports, Scope, Service,
-    SubjectAltName, Visibility, WeightedWaypoint,
+    BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, SubjectAltName,
+    Visibility, WeightedWaypoint,
 };
 use crate::workload::{
     ApplicationTunnel, Destination, GatewayAddress, Health, Membership, NetworkMode, Protocol,
@@ -100,7 +101,7 @@ impl WorkloadEntry {
         let services = services.collect();
         Workload {
             uid: self.uid.map_or_else(Str::default, |uid| uid.value.into()),
-            name: pools.text(&self.name),
+            name: self.name.into(),
             namespace: pools.text(&self.namespace),
             trust_domain: pools.text(&self.trust_domain),
             service_account: pools.text(&self.service_account),

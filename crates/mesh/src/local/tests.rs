@@ -1,3 +1,5 @@
+//! Tables of cases for the local file.
+
 use super::*;
 use crate::policy::StringMatch;
 use crate::workload::{Destination, Protocol, TunnelFormat, WorkloadType};

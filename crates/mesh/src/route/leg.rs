@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use super::{Decision, HBONE_PORT, Hop, Lookup, Plan, Refusal};
+use super::{Decision, Hop, Lookup, Plan, Refusal};
+use crate::ports::HBONE_PORT;
 use crate::service::{IpFamilies, Service};
 use crate::spiffe::SpiffeId;
 use crate::workload::Workload;

@@ -1,3 +1,5 @@
+//! Tables of cases for outbound decisions.
+
 use std::collections::BTreeMap;
 
 use rand::SeedableRng;
