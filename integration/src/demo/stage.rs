@@ -25,6 +25,8 @@ pub const SECRET: &str = "4929-1837-2204-5561";
 /// The service's virtual address; no kube-proxy serves it here.
 pub const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 
+/// Address of each node's bridge, locally administered.
+const BRIDGE_MAC: &str = "02:00:00:00:00:01";
 /// Warnings and errors that are shown of one log.
 const COMPLAINTS_MAX: usize = 5;
 /// Bytes of a payload that are shown.
@@ -79,6 +81,13 @@ impl Stage {
             pods,
             services: vec![cart],
         })?;
+        for node in world.nodes() {
+            // a bridge without an address of its own takes a port's, and another when a daemon's port goes
+            netns::ip(
+                Some(&node.netns_name),
+                &[format!("link set cni0 address {BRIDGE_MAC}")],
+            )?;
+        }
         let daemons = world.daemons()?;
         let [web, cart, ledger] =
             ["web-0", "cart-0", "ledger-0"].map(|name| world.pod(name).clone());
