@@ -99,7 +99,6 @@ impl Capture {
         let object = programs::load_redirect(&pins)?;
         let mut maps = Maps::open(&pins)?;
         let generation = maps.owner()? + 1;
-        maps.set_owner(generation)?;
         maps.add_daemon(config.daemon_cgroup_id, generation)?;
         maps.set_exempt(&config.exempt_sources)?;
         let mut programs = Vec::new();
@@ -110,7 +109,7 @@ impl Capture {
             })?;
             programs.push(fd);
         }
-        let capture = Self {
+        let mut capture = Self {
             config,
             pins,
             maps,
@@ -121,6 +120,8 @@ impl Capture {
             retired: BTreeMap::new(),
         };
         capture.attach()?;
+        // Last: a predecessor goes on until everything stands.
+        capture.maps.set_owner(generation)?;
         drop(lock);
         info!(generation, cgroup = %capture.config.cgroup.display(), adopted = capture.adopted().len(), "capture started");
         Ok(capture)

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -189,6 +190,23 @@ fn perform(
             let mut bytes = [0; 64];
             let len = asker.recv(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+        }
+        ["race", target, rounds] => {
+            let target: SocketAddr = target.parse().unwrap();
+            for _ in 0..rounds.parse().unwrap() {
+                let new = connecting(target, &["mark=7", "patience=300"])?;
+                let over = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !over.load(Ordering::Relaxed) {
+                            let _ = new.set_mark(0);
+                        }
+                    });
+                    let _ = new.connect(&target.into()).and_then(|()| new.send(b"leak"));
+                    over.store(true, Ordering::Relaxed);
+                });
+            }
+            Ok("over".into())
         }
         ["settle", cgroup] => {
             let id =

@@ -75,6 +75,33 @@ fn captured_connections_cannot_be_marked_or_bound_again() {
     held_fast("");
 }
 
+/// The refusal is decided before the option is set: a connect() in between slips past it, but not past the guard.
+#[test]
+fn marking_while_connecting_lets_nothing_out() {
+    let world = World::new();
+    let tap = Tap::new(&world);
+    let (_capture, sockets) = world.enrolled();
+    let mut app = world.app();
+    app.begin(&format!("race {FAR4}:80 300"));
+    let daemon = std::thread::spawn(move || {
+        // Serves until the application is done, then finds the door closed.
+        sockets.outbound.set_nonblocking(false).unwrap();
+        while let Ok((stream, _)) = sockets.outbound.accept() {
+            let _ = stream.set_nonblocking(true);
+            if let Ok(1) = std::io::Read::read(&mut &stream, &mut [0; 1]) {
+                continue;
+            }
+            if stream.local_addr().unwrap().port() == 81 {
+                break;
+            }
+        }
+    });
+    assert_eq!(app.answer(), "over");
+    app.ask(&format!("connect {FAR4}:81"));
+    daemon.join().unwrap();
+    assert!(!tap.saw_anything());
+}
+
 #[test]
 fn nor_can_multipath_ones() {
     held_fast("mptcp");
