@@ -29,17 +29,34 @@ pub struct Answer {
 ///
 /// Errors: connect, read or write failed, or the answer is no HTTP.
 pub fn request(netns: &Path, method: &str, to: SocketAddr, path: &str) -> Result<Answer> {
-    netns::inside(netns, || exchange(method, to, path))?
+    request_with(netns, method, to, path, &[])
+}
+
+/// The same with further headers.
+///
+/// Errors: as there.
+pub fn request_with(
+    netns: &Path,
+    method: &str,
+    to: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Answer> {
+    let more: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {to}\r\nContent-Length: 0\r\nConnection: close\r\n{more}\r\n"
+    );
+    netns::inside(netns, || exchange(to, &head))?
         .with_context(|| format!("{method} http://{to}{path}"))
 }
 
-fn exchange(method: &str, to: SocketAddr, path: &str) -> Result<Answer> {
+fn exchange(to: SocketAddr, head: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&to, STEP_MAX)?;
     stream.set_read_timeout(Some(STEP_MAX))?;
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    )?;
+    stream.write_all(head.as_bytes())?;
     let mut bytes = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut bytes)?;
     parse(&bytes)

@@ -17,6 +17,18 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(NETNS_DIR).join(name)
 }
 
+/// Makes a named namespace. Its interfaces, made after this, use their IPv6 addresses at once: while duplicates are
+/// looked for, a router asks for no neighbours.
+///
+/// Errors: of `ip`.
+pub fn make(name: &str) -> Result<()> {
+    ip(None, &[format!("netns add {name}")])?;
+    for key in ["accept_dad", "dad_transmits"] {
+        set_sysctl(&path(name), &format!("net/ipv6/conf/default/{key}"), "0")?;
+    }
+    Ok(())
+}
+
 /// Runs `ip` commands in one go, inside namespace `netns` if one is given.
 ///
 /// Errors: the first command that fails, with what `ip` said.

@@ -181,6 +181,13 @@ impl Packets {
             .count()
     }
 
+    /// First packets of TCP connections to that address.
+    pub fn syn_to(&self, to: SocketAddr) -> usize {
+        // flag 0x02 = SYN, 0x10 = ACK
+        let first = |packet: &&Packet| packet.tcp && packet.to == to && packet.flags & 0x12 == 0x02;
+        self.all.iter().filter(first).count()
+    }
+
     /// UDP packets to that port.
     pub fn udp_to_port(&self, port: u16) -> usize {
         self.all

@@ -235,15 +235,13 @@ impl Node {
     /// Errors: of `ip`.
     pub(crate) fn attach(&self, netns_name: &str, host: u8) -> Result<()> {
         let port = format!("p{host}");
+        netns::make(netns_name)?;
+        let (mine, theirs) = (&self.netns_name, netns_name);
         netns::ip(
             None,
-            &[
-                format!("netns add {netns_name}"),
-                format!(
-                    "link add {port} netns {} type veth peer name eth0 netns {netns_name}",
-                    self.netns_name
-                ),
-            ],
+            &[format!(
+                "link add {port} netns {mine} type veth peer name eth0 netns {theirs}"
+            )],
         )?;
         netns::ip(
             Some(&self.netns_name),
@@ -555,12 +553,12 @@ impl World {
     fn make_wire(&mut self, nodes: u8) -> Result<()> {
         ensure!((1..=9).contains(&nodes), "1 to 9 nodes");
         let wire = format!("{}-wire", self.id);
-        netns::ip(None, &[format!("netns add {wire}")])?;
+        netns::make(&wire)?;
         netns::ip(
             Some(&wire),
             &[
                 "link set lo up".to_owned(),
-                "link add br0 type bridge".to_owned(),
+                "link add br0 address 02:00:00:00:00:01 type bridge mcast_snooping 0".to_owned(),
                 "link set br0 up".to_owned(),
             ],
         )?;
@@ -619,15 +617,13 @@ impl Drop for World {
 
 fn make_node(node: &Node, wire: &str) -> Result<()> {
     let name = &node.netns_name;
+    netns::make(name)?;
     netns::ip(
         None,
-        &[
-            format!("netns add {name}"),
-            format!(
-                "link add {} netns {wire} type veth peer name wire0 netns {name}",
-                node.name
-            ),
-        ],
+        &[format!(
+            "link add {} netns {wire} type veth peer name wire0 netns {name}",
+            node.name
+        )],
     )?;
     netns::ip(
         Some(wire),
@@ -643,7 +639,11 @@ fn make_node(node: &Node, wire: &str) -> Result<()> {
             "link set wire0 up".to_owned(),
             format!("addr add {}/24 dev wire0", node.wire4),
             format!("addr add {}/64 dev wire0 nodad", node.wire6),
-            "link add cni0 type bridge".to_owned(),
+            // without an address of its own a bridge takes the lowest of its ports', and a new port changes it
+            format!(
+                "link add cni0 address 02:00:00:00:{:02x}:01 type bridge mcast_snooping 0",
+                node.index + 1
+            ),
             "link set cni0 up".to_owned(),
             format!("addr add {}/24 dev cni0", node.gateway4),
             format!("addr add {}/64 dev cni0 nodad", node.gateway6),

@@ -219,6 +219,7 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
 fn a_daemon_in_a_pods_cgroup_moves_out_or_refuses() -> Result<()> {
     let world = world(&Layout::standard())?;
     let (node, pod) = (world.node(0), world.pod("client-0"));
+    let _app = pod.serve(&["echo"])?;
     let mut daemon = Daemon::launch_in(node, Vec::new(), Some(&pod.cgroup))?;
     match daemon.wait_ready() {
         Ok(()) => {

@@ -122,11 +122,26 @@ fn logging_readiness_and_metrics_answer_as_specified() -> Result<()> {
         assert_eq!(answer.status, 200);
         assert!(answer.body.ends_with("# EOF\n"), "{}", answer.body);
         assert!(
-            answer.head.contains("application/openmetrics-text"),
-            "{}",
-            answer.head
+            answer
+                .head
+                .to_ascii_lowercase()
+                .contains("content-type: text/plain; charset=utf-8")
         );
     }
+    let accept = [(
+        "Accept",
+        "text/plain;q=0.5,application/openmetrics-text;version=1.0.0",
+    )];
+    let localhost = std::net::SocketAddr::from(([127, 0, 0, 1], 15020));
+    let answer =
+        integration::http::request_with(daemon.netns(), "GET", localhost, "/metrics", &accept)?;
+    assert!(
+        answer
+            .head
+            .contains("application/openmetrics-text;charset=utf-8;version=1.0.0"),
+        "{}",
+        answer.head
+    );
     let metrics = daemon.metrics()?;
     for name in [
         "istio_build",

@@ -93,7 +93,7 @@ fn without_a_daemon_nothing_leaves_in_the_clear() -> Result<()> {
     let packets = device.stop()?;
     assert!(!packets.shows(MARKER), "clear text left the pod");
     for to in targets {
-        assert_eq!(packets.tcp_to(to), 0, "packets to {to} left the pod");
+        assert_eq!(packets.syn_to(to), 0, "a connect to {to} left the pod");
     }
     assert_eq!(packets.udp_to_port(53), 0, "DNS questions left the pod");
 

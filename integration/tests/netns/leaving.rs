@@ -30,7 +30,9 @@ impl Traces {
         let mut network = BTreeMap::new();
         for command in commands {
             let shown = netns::show(&pod.netns_name, command)?;
-            let mut lines: Vec<_> = shown.lines().map(|line| line.trim().to_owned()).collect();
+            // link-local addresses come and go by themselves, a second after the link is up
+            let lines = shown.lines().filter(|line| !line.contains("local fe80:"));
+            let mut lines: Vec<_> = lines.map(|line| line.trim().to_owned()).collect();
             lines.sort();
             network.insert(command.join(" "), lines);
         }

@@ -1,6 +1,7 @@
 //! A successor takes over while applications go on.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -55,12 +56,38 @@ fn no_connect_fails_while_daemons_are_replaced() -> Result<()> {
     for load in &mut loads {
         let (_, told) = load.finish(LOAD_MAX)?;
         let told = told.context("the load told nothing")?;
-        assert_eq!(told["failed"], 0, "{told}");
+        assert_eq!(told["failed"], 0, "{told}\n{}", troubles(&mesh.world.dir()));
         assert!(told["ok"].as_u64() >= Some(2000), "{told}");
     }
     let seen = echo(&client, server.at(9000), &[])?;
     mesh.outbound(&client, &seen)?;
     Ok(())
+}
+
+/// What the daemons, old and new, said above the level info.
+fn troubles(dir: &Path) -> String {
+    let logs = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let logs = logs.filter(|path| path.extension().is_some_and(|end| end == "log"));
+    let mut said = String::new();
+    for path in logs {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let bad = |line: &&str| {
+            ["\terror\t", "\twarn\t", "drain", "successor"]
+                .iter()
+                .any(|part| line.contains(part))
+        };
+        for line in text.lines().filter(bad).take(50) {
+            said.push_str(&format!(
+                "{}: {line}\n",
+                path.file_stem().unwrap_or_default().display()
+            ));
+        }
+    }
+    said
 }
 
 #[test]

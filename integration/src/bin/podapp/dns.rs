@@ -146,15 +146,15 @@ pub struct Dig {
 }
 
 impl Dig {
-    /// `ok` and `answers`: a list of `answer` and `from`, as the socket reports the sender.
+    /// `ok`, the own `port` and `answers`: a list of `answer` and `from`, as the socket reports the sender.
     pub fn run(&self) -> Value {
         match self.ask() {
-            Ok(answers) => {
+            Ok((port, answers)) => {
                 let answers: Vec<_> = answers
                     .iter()
                     .map(|(answer, from)| json!({"answer": answer, "from": from.to_string()}))
                     .collect();
-                json!({"ok": true, "answers": answers})
+                json!({"ok": true, "port": port, "answers": answers})
             }
             Err(error) => {
                 json!({"ok": false, "error": error.to_string(), "kind": format!("{:?}", error.kind())})
@@ -162,17 +162,19 @@ impl Dig {
         }
     }
 
-    fn ask(&self) -> io::Result<Vec<(String, SocketAddr)>> {
+    /// The own port, and each answer with its sender.
+    fn ask(&self) -> io::Result<(u16, Vec<(String, SocketAddr)>)> {
         let limit = Duration::from_millis(self.timeout_ms);
         let first = self.server[0];
         if self.way == Way::Tcp {
             let mut stream = TcpStream::connect_timeout(&first, limit)?;
             stream.set_read_timeout(Some(limit))?;
             stream.write_all(&framed(&question(7, &self.name)))?;
-            return Ok(vec![(
-                answer_in(7, &read_framed(&mut stream)?)?,
-                stream.peer_addr()?,
-            )]);
+            let answer = answer_in(7, &read_framed(&mut stream)?)?;
+            return Ok((
+                stream.local_addr()?.port(),
+                vec![(answer, stream.peer_addr()?)],
+            ));
         }
         let any: SocketAddr = if first.is_ipv4() {
             ([0, 0, 0, 0], 0).into()
@@ -206,6 +208,9 @@ impl Dig {
                 .ok_or_else(|| io::Error::other("unknown id"))?;
             *slot = Some((answer_in(id, &buf[..n])?, plain(from)));
         }
-        Ok(answers.into_iter().flatten().collect())
+        Ok((
+            socket.local_addr()?.port(),
+            answers.into_iter().flatten().collect(),
+        ))
     }
 }
