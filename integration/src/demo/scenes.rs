@@ -510,31 +510,31 @@ fn guide(stage: &Stage, teller: &Teller) {
             daemon.node().name,
             daemon.pid()
         ));
-        teller.show(&format!(
+        teller.command(&format!(
             "ip netns exec {netns} curl -s http://127.0.0.1:15000/config_dump"
         ));
-        teller.show(&format!(
+        teller.command(&format!(
             "ip netns exec {netns} curl -s http://127.0.0.1:15020/metrics"
         ));
-        teller.show(&format!(
+        teller.command(&format!(
             "ip netns exec {netns} curl -s -X POST http://127.0.0.1:15000/logging?level=debug"
         ));
-        teller.show(&format!("tail -f {log}"));
+        teller.command(&format!("tail -f {log}"));
     }
     teller.say("A shell in web-0. Its cgroup matters: that is where connections are captured.");
     let (cgroup, netns) = (stage.web.cgroup.display(), &stage.web.netns_name);
-    teller.show(&format!(
+    teller.command(&format!(
         "sh -c 'echo $$ > {cgroup}/cgroup.procs; exec ip netns exec {netns} bash'"
     ));
-    teller.show(&format!("curl -i http://{}/", stage.cart.at(HTTP)));
+    teller.command(&format!("curl -i http://{}/", stage.cart.at(HTTP)));
     let wire = &stage.world.node(0).netns_name;
     teller.say("The wire between the nodes, and the files that say who is in the mesh and what is allowed.");
-    teller.show(&format!("ip netns exec {wire} tcpdump -nA -i wire0 tcp"));
+    teller.command(&format!("ip netns exec {wire} tcpdump -nA -i wire0 tcp"));
     for file in [
         &stage.world.node(0).enrolment,
         &stage.world.node(1).enrolment,
         &stage.world.node(0).state,
     ] {
-        teller.show(&file.display().to_string());
+        teller.command(&file.display().to_string());
     }
 }

@@ -25,6 +25,8 @@ pub const SECRET: &str = "4929-1837-2204-5561";
 /// The service's virtual address; no kube-proxy serves it here.
 pub const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 
+/// File in the run directory of a world that a demo left running.
+pub const MARK: &str = "demo";
 /// Address of each node's bridge, locally administered.
 const BRIDGE_MAC: &str = "02:00:00:00:00:01";
 /// Warnings and errors that are shown of one log.
@@ -225,6 +227,7 @@ impl Stage {
                 .with_context(|| format!("start {} in {}", args[0], pod.name))?;
         }
         self.daemons.iter_mut().for_each(Daemon::keep);
+        fs::write(self.world.dir().join(MARK), "").context("mark the world as the demo's")?;
         self.world.keep()
     }
 }

@@ -77,6 +77,11 @@ impl Teller {
         }
     }
 
+    /// A command to copy: left whole, so that the terminal's own wrapping adds nothing to it.
+    pub fn command(&self, text: &str) {
+        self.line(&format!("  {text}"));
+    }
+
     /// The end of a log that belongs to a failure.
     fn show_log(&self, log: &str) {
         let lines: Vec<_> = log.lines().collect();
