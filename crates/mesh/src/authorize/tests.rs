@@ -170,6 +170,19 @@ fn decision_order() {
             ],
         ),
         (
+            "dry-run allow does not match, dry-run deny does",
+            vec![
+                dry(policy("a", Allow, no.clone())),
+                dry(policy("d", Deny, yes.clone())),
+            ],
+            "ok",
+            vec![
+                "root/d: dry-run: deny policy match",
+                "dry-run: no allow policies match",
+                "no allow policies, allow",
+            ],
+        ),
+        (
             "dry-run allow beside an enforced one",
             vec![
                 dry(policy("a", Allow, no.clone())),

@@ -30,6 +30,7 @@ workloads:
 - {uid: k//Pod/shop/b2, namespace: shop, workloadIps: [10.0.0.32], waypoint: {destination: shop/none, hboneMtlsPort: 15008}, services: {}}
 - {uid: k//Pod/shop/b3, namespace: shop, workloadIps: [10.0.0.33], waypoint: {destination: shop/wp.example, hboneMtlsPort: 15008}, services: {shop/skip: {}}}
 - {uid: k//Pod/shop/b4, namespace: shop, workloadIps: [10.0.0.34], waypoint: {destination: shop/waypoint-far, hboneMtlsPort: 15008}, services: {}}
+- {uid: k//Pod/shop/two, namespace: shop, workloadIps: [10.0.0.41, 10.0.0.42], services: {}}
 - {uid: both, namespace: shop, workloadIps: [10.1.0.1], services: {}}
 services:
 - {name: hbone, namespace: shop, hostname: hbone, vips: [/10.1.0.1, "/2001:db8:1::1"], ports: {80: 8081, 81: 8181}}
@@ -169,6 +170,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("address families without an address", "c", "10.1.0.22:80", "refused: no valid routing destination for workload k//Pod/shop/e2"),
     ("pod", "c", "10.0.0.11:81", "hbone 10.0.0.11:15008 for 10.0.0.11:81 as e1 -"),
     ("plain pod", "c", "10.0.0.12:81", "tcp 10.0.0.12:81 -"),
+    ("the address that was dialled, of several", "c", "10.0.0.42:81", "tcp 10.0.0.42:81 -"),
     ("unhealthy pod by address", "c", "10.0.0.13:81", "tcp 10.0.0.13:81 -"),
     ("pod itself", "e1", "10.0.0.11:81", "hbone 10.0.0.11:15008 for 10.0.0.11:81 as e1 -"),
     ("workload waypoint, HBONE though the pod is plain", "c", "10.0.0.31:80", "hbone 10.0.0.21:15018 for 10.0.0.31:80 as w1+extra -"),
