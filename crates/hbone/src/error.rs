@@ -45,6 +45,22 @@ pub enum ConnectError {
     H2(#[from] h2::Error),
 }
 
+impl ConnectError {
+    /// Whether the connection went away under an unanswered CONNECT: it may be tried again on another one.
+    ///
+    /// Source: RFC 9113, sections 6.8 and 8.7.
+    pub fn peer_left(&self) -> bool {
+        match self {
+            ConnectError::H2(error) => {
+                error.is_go_away()
+                    || error.is_io()
+                    || error.reason() == Some(Reason::REFUSED_STREAM)
+            }
+            ConnectError::Status(_) | ConnectError::Unsendable(_) => false,
+        }
+    }
+}
+
 /// Why bytes no longer move in one direction of a tunnel.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {

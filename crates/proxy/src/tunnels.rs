@@ -23,6 +23,9 @@ use crate::shard::Shard;
 /// Longest wait for a TLS handshake, on either side, so that a half-open peer holds nothing for long.
 pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Tunnels tried for one connection when the peer leaves (it restarts) before it has answered.
+const CONNECT_TRIES_MAX: usize = 3;
+
 /// What two connections must have in common to share a tunnel. Not the authority: many destinations share a waypoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -62,15 +65,24 @@ impl Tunnels {
         key: &Key,
         connect: &hbone::Connect<'_>,
     ) -> Result<hbone::Tunnel, Failure> {
-        let slot = self
-            .pool
-            .get(key, || self.dial(shard, pod, key))
-            .await
-            .map_err(|error| match error {
-                hbone::GetError::Dial(failure) => failure,
-                other => Failure::Pool(other.to_string()),
-            })?;
-        slot.connect(connect).await.map_err(Failure::Refused)
+        let mut tried = 1;
+        loop {
+            let slot = self
+                .pool
+                .get(key, || self.dial(shard, pod, key))
+                .await
+                .map_err(|error| match error {
+                    hbone::GetError::Dial(failure) => failure,
+                    other => Failure::Pool(other.to_string()),
+                })?;
+            match slot.connect(connect).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(hbone::ConnectError::H2(lost)) if left(&lost) && tried < CONNECT_TRIES_MAX => {
+                    tried += 1
+                }
+                Err(refused) => return Err(Failure::Refused(refused)),
+            }
+        }
     }
 
     async fn dial(

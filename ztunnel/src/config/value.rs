@@ -157,6 +157,9 @@ fn product(term: &str) -> Option<Duration> {
 }
 
 fn units(text: &str) -> Option<Duration> {
+    if text.is_empty() {
+        return None;
+    }
     let mut rest = text;
     let mut sum = Duration::ZERO;
     while !rest.is_empty() {
