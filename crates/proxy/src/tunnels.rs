@@ -77,9 +77,8 @@ impl Tunnels {
                 })?;
             match slot.connect(connect).await {
                 Ok(tunnel) => return Ok(tunnel),
-                Err(hbone::ConnectError::H2(lost)) if left(&lost) && tried < CONNECT_TRIES_MAX => {
-                    tried += 1
-                }
+                // no byte of the application has been sent before the answer, so it may be asked again
+                Err(lost) if lost.peer_left() && tried < CONNECT_TRIES_MAX => tried += 1,
                 Err(refused) => return Err(Failure::Refused(refused)),
             }
         }
