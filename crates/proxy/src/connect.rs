@@ -16,29 +16,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// all tries fail once in 800 times.
 const SOURCE_PORTS_MAX: usize = 64;
 
-/// Attempts with another source port when the chosen one turns out to be in use towards the same destination.
-const SOURCE_PORT_TRIES_MAX: usize = 8;
-
 /// Connects as `dial` says.
 ///
 /// Errors: the kernel's; `TimedOut` after 10 s.
 pub(crate) async fn connect(net: &dyn Net, dial: &Dial) -> io::Result<TcpStream> {
-    let attempts = async {
-        let mut tried = 1;
-        loop {
-            match net.socket(dial)?.connect(dial.to()).await {
-                // a source address that is kept shares its ports with earlier connections
-                Err(error)
-                    if error.kind() == io::ErrorKind::AddrNotAvailable
-                        && tried < SOURCE_PORT_TRIES_MAX =>
-                {
-                    tried += 1
-                }
-                ended => return ended,
-            }
-        }
-    };
-    timeout(CONNECT_TIMEOUT, attempts)
+    timeout(CONNECT_TIMEOUT, attempts(net, dial))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn attempts(net: &dyn Net, dial: &Dial) -> io::Result<TcpStream> {
+    let chooses_port = matches!(dial, Dial::App { from: Some(_), .. });
+    let mut left = if chooses_port { SOURCE_PORTS_MAX } else { 1 };
+    loop {
+        left -= 1;
+        match net.socket(dial)?.connect(dial.to()).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && left > 0 => {}
+            done => return done,
+        }
+    }
 }
