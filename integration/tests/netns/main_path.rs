@@ -1,6 +1,9 @@
 //! One connection through both daemons: what the applications, the wire, the access logs and the metrics show.
 
-use anyhow::Result;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use anyhow::{Context, Result};
 use integration::{AccessLine, Layout, PodPlan, until};
 
 use crate::support::{Mesh, SOON, connect, echo, local};
@@ -279,9 +282,7 @@ fn pods_outside_of_the_mesh_are_reached_and_reach_it() -> Result<()> {
     // the node's own health checks do not pass through the daemon
     let before = mesh.daemon_of(server).access().len();
     let node = mesh.world.node(server.node);
-    let checked = integration::netns::inside(&node.netns, || {
-        std::net::TcpStream::connect(server.at(9000))
-    })?;
+    let checked = integration::netns::inside(&node.netns, || TcpStream::connect(server.at(9000)))?;
     assert!(checked.is_ok(), "{checked:?}");
     assert_eq!(mesh.daemon_of(server).access().len(), before);
     Ok(())
@@ -311,4 +312,42 @@ fn a_port_without_a_listener_is_refused_with_a_reason() -> Result<()> {
         line.text
     );
     Ok(())
+}
+
+#[test]
+fn many_open_connections_of_one_client_leave_room_for_more() -> Result<()> {
+    // more than half of the source ports that the daemon has for one client and one port of the application
+    const OPEN: usize = 2500;
+    let mesh = Mesh::up(&Layout::standard())?;
+    let (server, outsider) = (mesh.pod("server-0"), mesh.pod("outsider-0"));
+    let _echo = server.serve(&["echo"])?;
+    let before = mesh.daemon_of(server).fds();
+    let to = server.at(9000);
+    let open = integration::netns::inside(&outsider.netns, || -> Result<Vec<TcpStream>> {
+        let mut open = Vec::new();
+        for n in 0..OPEN {
+            let mut stream = TcpStream::connect(to)?;
+            stream.set_read_timeout(Some(SOON))?;
+            stream.write_all(b"x")?;
+            let mut back = [0];
+            stream
+                .read_exact(&mut back)
+                .with_context(|| format!("connection {n}"))?;
+            open.push(stream);
+        }
+        Ok(open)
+    })?
+    .with_context(|| {
+        let lines = mesh.daemon_of(server).access();
+        let failed = lines.iter().filter(|line| !line.field("error").is_empty());
+        failed
+            .map(|line| line.text.clone())
+            .collect::<Vec<_>>()
+            .join("\n")
+    })?;
+    assert!(mesh.daemon_of(server).fds() >= before + 2 * OPEN);
+    drop(open);
+    until(SOON, "descriptors given back", || {
+        Ok((mesh.daemon_of(server).fds() <= before).then_some(()))
+    })
 }
