@@ -1,4 +1,5 @@
 //! Makes a world by hand, to look around in; also the companion that takes one down when its owner dies.
+#![forbid(unsafe_code)]
 
 use std::io::Read;
 

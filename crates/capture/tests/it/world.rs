@@ -161,7 +161,15 @@ impl World {
             "route show table all",
             "-6 route show table all",
         ] {
-            text.push_str(&self.pod_ip(what));
+            // link-local routes come by themselves once duplicate-address detection is through
+            for line in self
+                .pod_ip(what)
+                .lines()
+                .filter(|line| !line.contains("fe80:"))
+            {
+                text.push_str(line);
+                text.push('\n');
+            }
         }
         for name in [
             "ipv4/tcp_fwmark_accept",
