@@ -14,3 +14,4 @@ mod leaving;
 mod main_path;
 mod policy;
 mod restart;
+mod rotation;

@@ -76,11 +76,18 @@ fn troubles(dir: &Path) -> String {
     for path in logs {
         let text = fs::read_to_string(&path).unwrap_or_default();
         let bad = |line: &&str| {
-            ["\terror\t", "\twarn\t", "drain", "successor"]
-                .iter()
-                .any(|part| line.contains(part))
+            [
+                "\terror\t",
+                "\twarn\t",
+                "draining",
+                "successor",
+                "panicked",
+                "os error",
+            ]
+            .iter()
+            .any(|part| line.contains(part))
         };
-        for line in text.lines().filter(bad).take(50) {
+        for line in text.lines().filter(bad).take(12) {
             said.push_str(&format!(
                 "{}: {line}\n",
                 path.file_stem().unwrap_or_default().display()

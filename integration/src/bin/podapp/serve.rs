@@ -14,6 +14,8 @@ use crate::{line, plain};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
+/// Stack of a connection's thread: its buffers are on the heap.
+const STACK: usize = 256 << 10;
 /// Most bytes of a request head.
 const HEAD_MAX: u64 = 64 << 10;
 
@@ -40,7 +42,8 @@ fn each(
         // one failed accept or connection is that connection's matter
         let Ok(stream) = stream else { continue };
         let job = job.clone();
-        thread::spawn(move || {
+        // without a thread left the connection is closed, and the server goes on
+        let _ = thread::Builder::new().stack_size(STACK).spawn(move || {
             let _ = stream.set_nodelay(true);
             let _ = job(stream);
         });
