@@ -49,6 +49,9 @@ impl Keepalive {
     }
 }
 
+/// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`, 4096 by default.
+const BACKLOG: i32 = 4096;
+
 /// How a TCP listener, and by inheritance every connection it accepts, is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenOptions {
@@ -77,7 +80,7 @@ impl Default for ListenOptions {
             user_timeout: None,
             mark: None,
             reuse_port: false,
-            backlog: 128,
+            backlog: BACKLOG,
         }
     }
 }
