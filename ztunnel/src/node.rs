@@ -180,7 +180,7 @@ impl Node {
                 tracing::info!(pod = %uid, name = %spec.name, namespace = %spec.namespace, "pod enrolled");
                 self.parts.metrics.started.add(1);
                 let before = self.members.insert(
-                    uid,
+                    uid.clone(),
                     Member {
                         spec,
                         serving: Some(serving),
@@ -190,6 +190,7 @@ impl Node {
                 if let Some(before) = before.and_then(|m| m.serving) {
                     self.parts.metrics.stopped.add(1);
                     before.pod.advance(Phase::Drain);
+                    self.let_go(uid, before);
                 }
                 self.prefetch();
             }
@@ -271,52 +272,56 @@ impl Node {
         };
         self.parts.metrics.stopped.add(1);
         self.forget_certificate(spec);
-        let keeps = matches!(reason, StopReason::Left(_));
-        serving
-            .pod
-            .advance(if keeps { Phase::Drain } else { Phase::Cut });
-        if self.is_superseded() {
-            return;
+        let cut = !matches!(reason, StopReason::Left(_));
+        if cut {
+            serving.pod.advance(Phase::Cut);
         }
-        if let Err(error) = self.capture().retire(serving.cookie) {
+        if !self.is_superseded()
+            && let Err(error) = self.capture().retire(serving.cookie)
+        {
             tracing::error!(pod = %spec.uid, %error, "capture of new connections could not be switched off");
         }
-        let (pod, ended, cookie) = (
-            Arc::clone(&serving.pod),
-            self.ended.0.clone(),
-            serving.cookie,
-        );
-        self.leaving.push((spec.uid.clone(), serving));
-        tokio::task::spawn_local(async move {
-            pod.idle().await;
-            // the receiver is gone when the process ends, which leaves capture in place
-            let _ = ended.send(cookie);
-        });
+        // only now, so that no connection finds the door closed that capture still sends to it
+        serving.pod.advance(Phase::Drain);
+        self.let_go(spec.uid.clone(), serving);
+        // usually nothing is open, and the pod is as it was at once
         tokio::task::yield_now().await;
         if let Ok(cookie) = self.ended.1.try_recv() {
             self.finish(cookie);
         }
     }
 
-    /// The last connection of a pod that left has ended: undoes the rest of its capture.
+    /// Keeps track of what no longer serves until its last connection has ended.
+    fn let_go(&mut self, uid: Str, serving: Serving) {
+        let (pod, ended, cookie) = (
+            Arc::clone(&serving.pod),
+            self.ended.0.clone(),
+            serving.cookie,
+        );
+        self.leaving.push((uid, serving));
+        tokio::task::spawn_local(async move {
+            pod.idle().await;
+            // the receiver is gone when the process ends, which leaves capture in place
+            let _ = ended.send(cookie);
+        });
+    }
+
+    /// The last connection of something that was let go has ended: undoes the rest of its pod's capture, unless the pod
+    /// serves again or has other connections of that kind.
     fn finish(&mut self, cookie: u64) {
-        let Some(at) = self
-            .leaving
-            .iter()
-            .position(|(_, s)| s.cookie == cookie && s.pod.flows() == 0)
-        else {
+        let ended = |(_, s): &(Str, Serving)| s.cookie == cookie && s.pod.flows() == 0;
+        let Some(at) = self.leaving.iter().position(ended) else {
             return;
         };
         let (uid, _) = self.leaving.swap_remove(at);
-        let back = self
-            .members
-            .values()
-            .any(|m| m.serving.as_ref().is_some_and(|s| s.cookie == cookie));
-        if !back && !self.is_superseded() {
+        let serves = |m: &Member| m.serving.as_ref().is_some_and(|s| s.cookie == cookie);
+        let needed = self.members.values().any(serves)
+            || self.leaving.iter().any(|(_, s)| s.cookie == cookie);
+        if !needed && !self.is_superseded() {
             if let Err(error) = self.capture().release(cookie) {
                 tracing::error!(pod = %uid, %error, "capture could not be undone wholly");
             }
-            let (shards, uid) = (Arc::clone(&self.parts.shards), uid.clone());
+            let shards = Arc::clone(&self.parts.shards);
             tokio::task::spawn_local(async move { shards.forget(&uid).await });
         }
         self.show();
