@@ -1,5 +1,6 @@
 //! Taking a world down again, also one whose process was killed: everything it made is found by its id alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,14 +41,28 @@ pub fn keep(id: &str) -> Result<()> {
 
 /// Ids of all worlds on the machine, and whether each was kept on purpose.
 pub fn worlds() -> Vec<(String, bool)> {
-    let entries = fs::read_dir(RUN_DIR).into_iter().flatten().flatten();
-    let mut ids: Vec<_> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with(PREFIX))
-        .map(|id| (id.clone(), dir(&id).join(KEPT).exists()))
+    let places = [
+        Some(PathBuf::from(RUN_DIR)),
+        place::cgroup_root().ok(),
+        Some(PathBuf::from(NETNS_DIR)),
+    ];
+    let entries = places
+        .into_iter()
+        .flatten()
+        .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+    let ids: BTreeSet<_> = entries
+        .filter_map(|entry| id_of(&entry.file_name().to_string_lossy()))
         .collect();
-    ids.sort();
-    ids
+    ids.into_iter()
+        .map(|id| (id.clone(), dir(&id).join(KEPT).exists()))
+        .collect()
+}
+
+/// The id that a name begins with: prefix, pid, number.
+fn id_of(name: &str) -> Option<String> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('-');
+    let (pid, number): (u32, u32) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some(format!("{PREFIX}{pid}-{number}"))
 }
 
 /// Takes down every world whose owner is dead and which was not kept; returns their ids.
@@ -126,4 +141,21 @@ fn start_time(pid: u32) -> Option<String> {
         .split(' ')
         .nth(19)
         .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::id_of;
+
+    #[test]
+    fn finds_the_world_that_a_name_belongs_to() {
+        assert_eq!(
+            id_of("zt-12-3-node1-ztunnel-200").as_deref(),
+            Some("zt-12-3")
+        );
+        assert_eq!(id_of("zt-12-3").as_deref(), Some("zt-12-3"));
+        for other in ["zt-12", "zt-x-3", "cni-12-3", ""] {
+            assert_eq!(id_of(other), None);
+        }
+    }
 }
