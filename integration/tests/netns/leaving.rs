@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use integration::{Layout, Model, Pod, netns, place, until, world};
 
-use crate::support::{Mesh, SOON, echo};
+use crate::support::{Mesh, SOON, echo, hold, still_held};
 
 /// What can be seen of the mesh in a pod's namespace.
 #[derive(Debug, PartialEq, Eq)]
@@ -158,6 +158,33 @@ fn leaving_restores_the_pod() -> Result<()> {
         echo(client, server.at(9000), &[])?;
     }
     Ok(())
+}
+
+#[test]
+fn connections_made_in_the_mesh_outlive_the_label() -> Result<()> {
+    let mesh = Mesh::plain(&Layout::standard())?;
+    let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
+    let _echo = server.serve(&["echo"])?;
+    let before = Traces::of(client)?;
+    let pinned = pins(&mesh.world.node(client.node).pins);
+    mesh.label("shop", true)?;
+    let held = hold(client, server.at(9000))?;
+    mesh.label("shop", false)?;
+    let state = |daemon: usize, pod: &Pod| -> Result<_> {
+        Ok(mesh.daemons[daemon].config_dump()?["workloadState"][&pod.uid]["state"].clone())
+    };
+    assert_eq!(state(0, client)?, "Leaving");
+    still_held(&held)?;
+    // a new connection is not captured any more
+    let seen = echo(client, server.at(9000), &[])?;
+    let wire = mesh.daemons[0].config_dump()?;
+    let open = &wire["workloadState"][&client.uid]["connections"]["outbound"];
+    assert_eq!(open.as_array().map(Vec::len), Some(1), "{open} {seen}");
+    held.terminate()?;
+    until(SOON, "the pod is out", || {
+        Ok((state(0, client)? == "Out").then_some(()))
+    })?;
+    wait_released(&mesh, client, &before, &pinned, "after the last connection")
 }
 
 #[test]
