@@ -236,6 +236,12 @@ impl Capture {
                 "its cgroup {cgroup} is not below the capture cgroup {capture}"
             ));
         }
+        if sys::cgroup::id(&pod.cgroup)? == self.config.daemon_cgroup_id {
+            return refuse(format!(
+                "its cgroup {} is the daemon's own",
+                pod.cgroup.display()
+            ));
+        }
         match self.pods.get(&pod.netns.cookie()) {
             Some(entry) if entry.pod.uid != pod.uid => refuse(format!(
                 "its network namespace is already captured for pod {}",

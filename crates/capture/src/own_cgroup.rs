@@ -39,26 +39,42 @@ pub enum CgroupError {
 
 /// Makes sure that this process is alone in its cgroup, and returns the cgroup's id.
 ///
-/// It moves to a fresh child `ztunnel-<pid>` when other processes share its cgroup, or when pods' cgroups are or may be made
-/// of it (it is the capture cgroup or above): an exemption by cgroup must never cover a pod.
+/// It moves to a fresh child `ztunnel-<pid>`: an exemption by cgroup must never cover a pod, also not one that joins the
+/// cgroup later. Where none can be made (a read-only mount) it stays, unless other processes share its cgroup, or pods'
+/// cgroups are or may be made of it (it is the capture cgroup or above).
 pub fn settle(capture_cgroup: &Path) -> Result<u64, CgroupError> {
     let own = find_own()?;
     sweep(&own);
-    let shared = read(&own)?.iter().any(|pid| *pid != std::process::id());
-    let above = is_below(capture_cgroup, &own).map_err(|cause| refused("compare", &own, cause))?;
-    if !shared && !above {
+    let name = format!("{PREFIX}{}", std::process::id());
+    if own.ends_with(&name) {
         return cgroup::id(&own).map_err(|cause| refused("read", &own, cause));
     }
-    let place = own.join(format!("{PREFIX}{}", std::process::id()));
+    let place = own.join(name);
     match fs::create_dir(&place) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(refused("make", &place, cause));
+            return stay(&own, capture_cgroup, || refused("make", &place, cause));
         }
         _ => {}
     }
     let id = cgroup::id(&place).map_err(|cause| refused("read", &place, cause))?;
-    cgroup::enter(&place).map_err(|cause| refused("enter", &place, cause))?;
-    Ok(id)
+    match cgroup::enter(&place) {
+        Ok(()) => Ok(id),
+        Err(cause) => stay(&own, capture_cgroup, || refused("enter", &place, cause)),
+    }
+}
+
+/// Id of the cgroup that the process is in, if nobody else can be taken for it there; else why it did not move.
+fn stay(
+    own: &Path,
+    capture_cgroup: &Path,
+    why_not_moved: impl FnOnce() -> CgroupError,
+) -> Result<u64, CgroupError> {
+    let shared = read(own)?.iter().any(|pid| *pid != std::process::id());
+    let above = is_below(capture_cgroup, own).map_err(|cause| refused("compare", own, cause))?;
+    if shared || above {
+        return Err(why_not_moved());
+    }
+    cgroup::id(own).map_err(|cause| refused("read", own, cause))
 }
 
 /// The node's cgroup of all pods, else the root of the hierarchy.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::Result;
-use integration::{Daemon, Layout, Policy, model};
+use integration::{Daemon, Layout, Node, Pod, Policy, model};
 
 use crate::support::{Mesh, SOON, connect, echo, world};
 
@@ -219,7 +219,14 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
 fn a_daemon_in_a_pods_cgroup_moves_out_or_refuses() -> Result<()> {
     let world = world(&Layout::standard())?;
     let (node, pod) = (world.node(0), world.pod("client-0"));
-    let _app = pod.serve(&["echo"])?;
+    for pod_is_empty in [true, false] {
+        let _app = (!pod_is_empty).then(|| pod.serve(&["echo"])).transpose()?;
+        moves_out_or_refuses(node, pod)?;
+    }
+    Ok(())
+}
+
+fn moves_out_or_refuses(node: &Node, pod: &Pod) -> Result<()> {
     let mut daemon = Daemon::launch_in(node, Vec::new(), Some(&pod.cgroup))?;
     match daemon.wait_ready() {
         Ok(()) => {
