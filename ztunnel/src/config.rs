@@ -74,6 +74,8 @@ pub struct Config {
     pub secret_ttl: Duration,
     /// TLS 1.2 accepted and offered as well
     pub tls12: bool,
+    /// no key exchange but the post-quantum hybrid
+    pub post_quantum_only: bool,
     /// data threads
     pub threads: usize,
     /// admin port on loopback
@@ -119,7 +121,7 @@ pub struct Config {
 pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config, Invalid> {
     let env = value::Env::new(get);
     source_of_pods(&env)?;
-    no_control_plane(&env)?;
+    not_supported_yet(&env)?;
     Ok(Config {
         enroll_file: env
             .required("ENROLL_FILE", "a path to the enrolment file")?
@@ -140,8 +142,11 @@ pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config
         cluster_id: env
             .optional("ISTIO_META_CLUSTER_ID")
             .unwrap_or_else(|| env.text("CLUSTER_ID", "Kubernetes")),
-        secret_ttl: env.duration("SECRET_TTL", Duration::from_secs(24 * 3600))?,
+        secret_ttl: secret_ttl(&env)?,
         tls12: env.optional("TLS12_ENABLED").is_some_and(|v| v == "true"),
+        post_quantum_only: env
+            .optional("COMPLIANCE_POLICY")
+            .is_some_and(|v| v == "pqc"),
         threads: threads(&env, cores)?,
         admin_port: env.number("ADMIN_PORT", 15000)?,
         stats_port: env.number("STATS_PORT", 15020)?,
@@ -199,16 +204,42 @@ fn source_of_pods(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(
     Ok(())
 }
 
-/// A control plane that is configured but would not be used must not look as if it were.
-fn no_control_plane(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(), Invalid> {
-    for name in ["XDS_ADDRESS", "CA_ADDRESS"] {
-        if let Some(address) = env.optional(name) {
+/// What is configured but would not be used must not look as if it were.
+fn not_supported_yet(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(), Invalid> {
+    for (name, why) in [
+        (
+            "XDS_ADDRESS",
+            "a control plane is not supported yet; the mesh comes from LOCAL_XDS_PATH",
+        ),
+        (
+            "CA_ADDRESS",
+            "a control plane is not supported yet; certificates come from EMBEDDED_CA_DIR",
+        ),
+        ("CRL_PATH", "certificate revocation is not supported yet"),
+        (
+            "LOCAL_XDS",
+            "inline mesh state is not supported yet; use LOCAL_XDS_PATH",
+        ),
+    ] {
+        if let Some(value) = env.optional(name) {
+            return Err(Invalid::new(name, value, format!("empty or unset ({why})")));
+        }
+    }
+    for name in ["ENABLE_PROXY", "IPV6_ENABLED"] {
+        if !env.bool(name, true)? {
             return Err(Invalid::new(
                 name,
-                address,
-                "empty or unset (a control plane is not supported yet; the mesh comes from LOCAL_XDS_PATH)",
+                "false",
+                "true or unset (switching it off is not supported yet)",
             ));
         }
+    }
+    if env.bool("UNSTABLE_ENABLE_SOCKS5", false)? {
+        return Err(Invalid::new(
+            "UNSTABLE_ENABLE_SOCKS5",
+            "true",
+            "false or unset (SOCKS5 is not supported yet)",
+        ));
     }
     Ok(())
 }
@@ -242,6 +273,20 @@ fn keepalive(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Keepal
         retries: env.number("KEEPALIVE_RETRIES", 9)?,
         user_timeout: env.bool("USER_TIMEOUT_ENABLED", false)?,
     })
+}
+
+/// Lifetime of certificates, within what the embedded CA issues.
+fn secret_ttl(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Duration, Invalid> {
+    const DAY: u64 = 24 * 3600;
+    let ttl = env.duration("SECRET_TTL", Duration::from_secs(DAY))?;
+    if (Duration::from_secs(2)..=Duration::from_secs(90 * DAY)).contains(&ttl) {
+        return Ok(ttl);
+    }
+    Err(Invalid::new(
+        "SECRET_TTL",
+        env.text("SECRET_TTL", ""),
+        "a duration from 2s to 90d",
+    ))
 }
 
 fn at_least_one(name: &'static str, number: u16) -> Result<u16, Invalid> {

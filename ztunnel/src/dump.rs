@@ -27,6 +27,8 @@ pub struct Dumper {
     pub views: Views,
     /// why the mesh state on disk is not the one in force
     pub fault: Fault,
+    /// the same for the enrolment file
+    pub enroll_fault: Fault,
 }
 
 impl Dumper {
@@ -34,7 +36,7 @@ impl Dumper {
     ///
     /// Errors: a value that JSON cannot hold, which would be a mistake of ours.
     pub async fn json(&self) -> serde_json::Result<String> {
-        let flows = self.shards.flows().await;
+        let (flows, silent) = self.shards.flows().await;
         let mut dump = Map::new();
         // a copy of references, so that printing a large mesh does not hold up those who change it
         let mesh = mesh::dump::Snapshot::take(&self.shared.index.borrow());
@@ -52,11 +54,13 @@ impl Dumper {
         dump.insert("config".into(), self.settings());
         dump.insert("staticConfig".into(), self.file()?);
         dump.insert("version".into(), serde_json::to_value(&self.version)?);
+        dump.insert("stuckDataThreads".into(), json!(silent));
         dump.insert("workloadState".into(), self.pods(&flows));
         dump.insert(
             "refusals".into(),
             self.shared.refusals.last().iter().map(refusal).collect(),
         );
+        dump.insert("enrollFileError".into(), json!(*lock(&self.enroll_fault)));
         dump.insert("meshFileError".into(), json!(*lock(&self.fault)));
         serde_json::to_string_pretty(&dump)
     }

@@ -28,6 +28,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 const HEAD_BYTES_MAX: usize = 8192;
 /// Clients served at a time by one server; more wait in the kernel's backlog.
 const CLIENTS_MAX: usize = 64;
+/// Longest that one client may stay connected.
+const CLIENT_TIME: Duration = Duration::from_secs(60);
 /// Pause after a failed accept, so that exhausted descriptors do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -76,7 +78,11 @@ where
     let answer = Rc::new(answer);
     let clients = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
-        let place = Arc::clone(&clients).acquire_owned().await;
+        let place = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            place = Arc::clone(&clients).acquire_owned() => place,
+        };
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
             accepted = listener.accept() => accepted,
@@ -85,7 +91,8 @@ where
             Ok((stream, _)) => {
                 let (answer, stop) = (Rc::clone(&answer), stop.clone());
                 tokio::task::spawn_local(async move {
-                    client(stream, stop, answer).await;
+                    // one that never reads its answer must not keep its place
+                    let _ = tokio::time::timeout(CLIENT_TIME, client(stream, stop, answer)).await;
                     drop(place);
                 });
             }

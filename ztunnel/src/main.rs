@@ -59,14 +59,14 @@ fn release() -> anyhow::Result<()> {
     for problem in &released.problems {
         eprintln!("ztunnel: {problem}");
     }
-    println!(
-        "released {} pods; nothing is pinned below {pins} any more",
-        released.pods
-    );
     anyhow::ensure!(
         released.problems.is_empty(),
         "{} steps failed",
         released.problems.len()
+    );
+    println!(
+        "released {} pods; nothing is pinned below {pins} any more",
+        released.pods
     );
     Ok(())
 }

@@ -4,14 +4,14 @@
 //! A pod that leaves the mesh keeps the connections it has: new ones are no longer captured at once, the rest of its
 //! capture goes when the last of them has ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use capture::{Capture, PodFlags, PodWanted};
 use enroll::{Action, PodEvent, PodSpec, Roster, StopReason};
-use mesh::Str;
+use mesh::{SpiffeId, Str};
 use proxy::{Listeners, Phase, Pod, PodName, Shards, Shared};
 use sys::Netns;
 use telemetry::metrics::PodMetrics;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config;
 use crate::endpoint::ready::Ready;
+use crate::mesh_file::Fault;
 use crate::net::{PodDns, PodNet};
 
 /// Readiness task: the enrolment source was read and every pod in it serves.
@@ -94,6 +95,8 @@ pub struct Parts {
     pub metrics: PodMetrics,
     /// for the dump
     pub views: Views,
+    /// why the enrolment file on disk is not the one in force
+    pub enroll_fault: Fault,
 }
 
 /// The pods of this node.
@@ -105,6 +108,8 @@ pub struct Node {
     leaving: Vec<(Str, Serving)>,
     ended: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
     superseded: bool,
+    /// identities whose certificates are kept
+    identities: HashSet<SpiffeId>,
 }
 
 impl Node {
@@ -117,6 +122,7 @@ impl Node {
             leaving: Vec::new(),
             ended: mpsc::unbounded_channel(),
             superseded: false,
+            identities: HashSet::new(),
         }
     }
 
@@ -138,7 +144,7 @@ impl Node {
                     Some(event) => self.take(event).await,
                     None => break,
                 },
-                Ok(()) = index.changed() => self.prefetch(),
+                Ok(()) = index.changed() => self.refresh_identities(),
                 _ = retry.tick() => self.retry().await,
                 _ = reconcile.tick() => self.reconcile().await,
             }
@@ -151,9 +157,11 @@ impl Node {
     }
 
     async fn take(&mut self, event: PodEvent) {
-        if let PodEvent::Invalid(error) = &event {
-            tracing::error!(file = %self.parts.config.enroll_file.display(), %error, "enrolment file refused, the last good one stays in force");
-        }
+        // the source has logged what is wrong
+        *lock(&self.parts.enroll_fault) = match &event {
+            PodEvent::Invalid(error) => Some(error.to_string()),
+            _ => None,
+        };
         let first = !self.roster.synced();
         for action in self.roster.apply(event) {
             match action {
@@ -192,7 +200,7 @@ impl Node {
                     before.pod.advance(Phase::Drain);
                     self.let_go(uid, before);
                 }
-                self.prefetch();
+                self.refresh_identities();
             }
             Err(error) => {
                 let error = format!("{error:#}");
@@ -271,7 +279,7 @@ impl Node {
             return;
         };
         self.parts.metrics.stopped.add(1);
-        self.forget_certificate(spec);
+        self.refresh_identities();
         let cut = !matches!(reason, StopReason::Left(_));
         if cut {
             serving.pod.advance(Phase::Cut);
@@ -379,32 +387,22 @@ impl Node {
         }
     }
 
-    /// Asks for the certificates of all pods whose identity is known.
-    fn prefetch(&self) {
+    /// Asks for the certificates of all pods whose identity is known, and drops those that no pod has any more.
+    fn refresh_identities(&mut self) {
         let index = self.parts.shared.index.borrow();
-        for spec in self.members.values().map(|m| &m.spec) {
-            if let Some(workload) =
-                index.local_workload(&spec.namespace, &spec.name, &spec.service_account)
-            {
-                self.parts.shared.certs.prefetch(&workload.identity());
-            }
-        }
-    }
-
-    /// Drops the certificate of a pod that left, unless another pod has the same identity.
-    fn forget_certificate(&self, spec: &PodSpec) {
-        let same = |m: &Member| {
-            m.spec.namespace == spec.namespace && m.spec.service_account == spec.service_account
-        };
-        if self.members.values().any(same) {
-            return;
-        }
-        let index = self.parts.shared.index.borrow();
-        if let Some(workload) =
+        let known = self.members.values().filter_map(|member| {
+            let spec = &member.spec;
             index.local_workload(&spec.namespace, &spec.name, &spec.service_account)
-        {
-            self.parts.shared.certs.forget(&workload.identity());
+        });
+        let now: HashSet<SpiffeId> = known.map(|workload| workload.identity()).collect();
+        drop(index);
+        for gone in self.identities.difference(&now) {
+            self.parts.shared.certs.forget(gone);
         }
+        for identity in &now {
+            self.parts.shared.certs.prefetch(identity);
+        }
+        self.identities = now;
     }
 
     /// Tells readiness, metrics and the dump how things stand.
@@ -437,7 +435,7 @@ impl Node {
                     state: match self.members.get(&spec.uid).map(|m| &m.error) {
                         Some(None) => State::Up,
                         Some(Some(error)) => State::Pending(error.clone()),
-                        None => State::Pending(String::new()),
+                        None => State::Pending("a successor serves this pod".to_owned()),
                     },
                 },
             };

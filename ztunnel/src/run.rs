@@ -84,6 +84,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
 
     let views = Arc::default();
+    let enroll_fault = Fault::default();
     let dumper = Dumper {
         config: Arc::clone(&config),
         version,
@@ -91,6 +92,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         shards: Arc::clone(&shards),
         views: Arc::clone(&views),
         fault: Arc::clone(&fault),
+        enroll_fault: Arc::clone(&enroll_fault),
     };
     let admin = Admin {
         dumper,
@@ -118,6 +120,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         ready,
         metrics,
         views,
+        enroll_fault,
     };
     Node::new(parts).run(seen, stop).await;
     tracing::info!("drained, ending");
@@ -159,7 +162,7 @@ fn shared(
     let certs = Certs::spawn(
         Arc::new(issuer),
         identity::Config {
-            tls: Tls::new(config.tls12, false),
+            tls: Tls::new(config.tls12, config.post_quantum_only),
             ..Default::default()
         },
     );

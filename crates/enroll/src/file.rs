@@ -27,12 +27,11 @@ const ENTRIES_MAX: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("read {path}", path = path.display())]
+    #[error("read {path}: {cause}", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        #[source]
         cause: io::Error,
     },
     /// It is too large.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tracing::Instrument;
 
 use crate::pod::{Listeners, Phase, Pod, Stay, reached};
 use crate::shard::{LoadMark, Shard};
@@ -27,6 +28,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// As the access log says it.
+    pub(crate) fn direction(self) -> &'static str {
+        match self {
+            Kind::Outbound => "outbound",
+            Kind::Hbone | Kind::Plaintext => "inbound",
+        }
+    }
+
     fn reporter(self) -> telemetry::metrics::Reporter {
         match self {
             Kind::Outbound => telemetry::metrics::Reporter::Source,
@@ -135,11 +144,16 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
             return;
         }
     };
+    let span = tracing::info_span!("proxy", wl = %format_args!("{}/{}", pod.namespace, pod.name));
     match kind {
-        Kind::Outbound => drop(tokio::task::spawn_local(outbound::serve(accepted))),
-        Kind::Hbone => drop(tokio::task::spawn_local(inbound::serve(accepted))),
-        Kind::Plaintext => drop(tokio::task::spawn_local(passthrough::serve(accepted))),
+        Kind::Outbound => spawn(outbound::serve(accepted), span),
+        Kind::Hbone => spawn(inbound::serve(accepted), span),
+        Kind::Plaintext => spawn(passthrough::serve(accepted), span),
     }
+}
+
+fn spawn(path: impl Future<Output = ()> + 'static, span: tracing::Span) {
+    tokio::task::spawn_local(path.instrument(span));
 }
 
 fn settle(

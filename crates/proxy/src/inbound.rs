@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::Instrument;
 
 use crate::accept::{Accepted, plain};
 use crate::connect::connect;
@@ -125,7 +126,10 @@ async fn streams(peer: &Rc<Peer>, mut server: hbone::Server<TlsStream<TcpStream>
             next = server.accept() => next,
         };
         match next {
-            Some(Ok(request)) => drop(tokio::task::spawn_local(stream(Rc::clone(peer), request))),
+            Some(Ok(request)) => {
+                let span = tracing::info_span!("inbound", id = %trace(peer, &request), peer = %peer.address);
+                tokio::task::spawn_local(stream(Rc::clone(peer), request).instrument(span));
+            }
             Some(Err(error)) => {
                 tracing::debug!(peer = %peer.address, pod = %peer.pod.uid, %error, "tunnel ended early");
                 return;
@@ -133,6 +137,14 @@ async fn streams(peer: &Rc<Peer>, mut server: hbone::Server<TlsStream<TcpStream>
             None => return,
         }
     }
+}
+
+/// The client's trace id, the only correlation between the logs of both ends; a fresh one where it sent none.
+fn trace(peer: &Peer, request: &hbone::Request) -> String {
+    let sent = request.head.as_ref().ok().and_then(|head| head.traceparent);
+    let trace =
+        sent.unwrap_or_else(|| hbone::Traceparent::random(&mut *peer.shard.rng.borrow_mut()));
+    format!("{:032x}", trace.trace())
 }
 
 /// What a CONNECT leads to once it is admitted.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use mesh::{Decision, Flow, Hop, Plan, Workload};
 use telemetry::access::Direction;
+use tracing::Instrument;
 
 use crate::accept::Accepted;
 use crate::connect::connect;
@@ -20,7 +21,13 @@ use crate::report::{self, End, Facts, Report};
 use crate::tunnels::Key;
 
 /// Serves one captured outbound connection to its end.
-pub(crate) async fn serve(mut flow: Accepted) {
+pub(crate) async fn serve(flow: Accepted) {
+    let trace = hbone::Traceparent::random(&mut *flow.shard.rng.borrow_mut());
+    let span = tracing::info_span!("outbound", id = %format_args!("{:032x}", trace.trace()));
+    path(flow, trace).instrument(span).await;
+}
+
+async fn path(mut flow: Accepted, trace: hbone::Traceparent) {
     let since = Instant::now();
     let mut phase = flow.pod.phase();
     let planned = tokio::select! {
@@ -46,7 +53,7 @@ pub(crate) async fn serve(mut flow: Accepted) {
     let ended = tokio::select! {
         biased;
         () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
-        ended = carry(&mut flow, &source, &plan, &report) => ended,
+        ended = carry(&mut flow, &source, &plan, trace, &report) => ended,
     };
     report.close(ended);
 }
@@ -78,6 +85,7 @@ async fn carry(
     flow: &mut Accepted,
     source: &Arc<Workload>,
     plan: &Plan,
+    trace: hbone::Traceparent,
     report: &Report,
 ) -> Result<(), Failure> {
     match &plan.hop {
@@ -108,7 +116,7 @@ async fn carry(
                     client: flow.peer,
                     host: service.as_deref(),
                 },
-                traceparent: hbone::Traceparent::random(&mut *flow.shard.rng.borrow_mut()),
+                traceparent: trace,
                 forwarded_network: None,
             };
             let tunnel = flow

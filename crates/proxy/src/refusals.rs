@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::accept::Kind;
-use crate::pod::Pod;
+use crate::pod::{FLOWS_PER_POD_MAX, Pod};
 
 /// Refusals kept for the dump.
 pub const REFUSALS_KEPT: usize = 256;
@@ -51,8 +51,12 @@ impl Refusals {
     }
 
     pub(crate) fn note(&self, refusal: Refusal) {
+        *self.lock().counts.entry(refusal.reason).or_default() += 1;
+        self.keep(refusal);
+    }
+
+    fn keep(&self, refusal: Refusal) {
         let mut inner = self.lock();
-        *inner.counts.entry(refusal.reason).or_default() += 1;
         if inner.last.len() == REFUSALS_KEPT {
             inner.last.pop_front();
         }
@@ -69,11 +73,24 @@ impl Refusals {
         } else {
             "(other)".to_owned()
         };
-        let count = inner.shed.entry(name).or_default();
+        let count = inner.shed.entry(name.clone()).or_default();
         *count += 1;
         if count.is_power_of_two() {
             let count = *count;
+            let (direction, error) = (
+                kind.direction(),
+                format!("{name} has {FLOWS_PER_POD_MAX} connections open ({count} dropped so far)"),
+            );
             drop(inner);
+            self.keep(Refusal {
+                at: SystemTime::now(),
+                direction,
+                source: None,
+                source_identity: None,
+                destination: None,
+                reason: "pod_budget",
+                error,
+            });
             tracing::warn!(pod = %pod.uid, ?kind, count, "connection dropped: the pod has too many open");
         }
     }

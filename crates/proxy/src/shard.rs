@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mesh::Str;
 use rand::SeedableRng;
@@ -31,6 +32,9 @@ use crate::tunnels::Tunnels;
 const HANDOVER_MAX: usize = 1024;
 /// A neighbour must have this many flows fewer before a connection is handed over: a hand-over costs a wake-up.
 const HANDOVER_GAIN_MIN: usize = 1;
+
+/// How long a data thread may take to list its flows before it is reported as stuck.
+const FLOWS_WAIT: Duration = Duration::from_secs(1);
 
 /// Work for a data thread.
 pub(crate) enum Command {
@@ -119,16 +123,21 @@ impl Shards {
         }
     }
 
-    /// All open flows of all pods.
-    pub async fn flows(&self) -> Vec<OpenFlow> {
-        let mut all = Vec::new();
-        for handle in self.handles.iter() {
-            let (answer, flows) = oneshot::channel();
-            if handle.commands.send(Command::Flows(answer)).await.is_ok() {
-                all.extend(flows.await.unwrap_or_default());
+    /// All open flows of all pods, and the numbers of the threads that did not answer within a second.
+    pub async fn flows(&self) -> (Vec<OpenFlow>, Vec<usize>) {
+        let (mut all, mut silent) = (Vec::new(), Vec::new());
+        for (number, handle) in self.handles.iter().enumerate() {
+            let ask = async {
+                let (answer, flows) = oneshot::channel();
+                handle.commands.send(Command::Flows(answer)).await.ok()?;
+                flows.await.ok()
+            };
+            match tokio::time::timeout(FLOWS_WAIT, ask).await {
+                Ok(Some(flows)) => all.extend(flows),
+                _ => silent.push(number),
             }
         }
-        all
+        (all, silent)
     }
 
     /// Runs `task` on the first data thread.

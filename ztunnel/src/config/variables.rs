@@ -57,6 +57,36 @@ pub const ALL: &[Variable] = &[
     ),
     v("SECRET_TTL", "24h", "Lifetime of workload certificates"),
     v(
+        "COMPLIANCE_POLICY",
+        "(none)",
+        "pqc: no key exchange but X25519MLKEM768",
+    ),
+    v(
+        "CRL_PATH",
+        "(empty)",
+        "Revoked certificates; must be empty for now",
+    ),
+    v(
+        "LOCAL_XDS",
+        "(empty)",
+        "Mesh state inline; must be empty for now",
+    ),
+    v(
+        "ENABLE_PROXY",
+        "true",
+        "The HBONE proxy; must be on for now",
+    ),
+    v(
+        "IPV6_ENABLED",
+        "true",
+        "IPv6 in the pods; must be on for now",
+    ),
+    v(
+        "UNSTABLE_ENABLE_SOCKS5",
+        "false",
+        "SOCKS5 listener; must be off for now",
+    ),
+    v(
         "TLS12_ENABLED",
         "false",
         "Offer and accept TLS 1.2 besides 1.3",
