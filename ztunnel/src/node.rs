@@ -4,7 +4,7 @@
 //! A pod that leaves the mesh keeps the connections it has: new ones are no longer captured at once, the rest of its
 //! capture goes when the last of them has ended.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ pub struct Node {
     members: HashMap<Str, Member>,
     /// pods that left and still have connections, with what is to be undone after them
     leaving: Vec<(Str, Serving)>,
-    ended: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
+    ended: (mpsc::UnboundedSender<()>, mpsc::UnboundedReceiver<()>),
     superseded: bool,
     /// identities whose certificates are kept
     identities: HashSet<SpiffeId>,
@@ -139,7 +139,10 @@ impl Node {
             tokio::select! {
                 biased;
                 _ = quit.wait_for(|quit| *quit) => break,
-                Some(cookie) = self.ended.1.recv() => self.finish(cookie),
+                Some(()) = self.ended.1.recv() => {
+                    self.settle();
+                    self.show();
+                }
                 event = events.recv() => match event {
                     Some(event) => self.take(event).await,
                     None => break,
@@ -162,24 +165,27 @@ impl Node {
             PodEvent::Invalid(error) => Some(error.to_string()),
             _ => None,
         };
-        let first = !self.roster.synced();
         for action in self.roster.apply(event) {
             match action {
                 Action::Start(spec) | Action::Update(spec) => self.start(spec).await,
-                Action::Stop(spec, reason) => self.stop(&spec, reason).await,
+                Action::Stop(spec, reason) => self.stop(&spec, reason),
                 // what a predecessor left is found below, by what the kernel says
                 Action::Release(_) => {}
             }
         }
-        if first && self.roster.synced() {
-            self.disown();
-        }
+        // what has nothing open is usually through at once
+        tokio::task::yield_now().await;
+        while self.ended.1.try_recv().is_ok() {}
+        self.settle();
+        self.disown();
         self.show();
     }
 
     /// Starts serving a pod, or serves it with other options; connections that it has go on.
     async fn start(&mut self, spec: Arc<PodSpec>) {
         if self.is_superseded() {
+            // the successor serves it, or nobody does: this process is not what makes the node ready
+            self.parts.ready.pending(READY_TASK);
             return;
         }
         let uid = spec.uid.clone();
@@ -197,8 +203,8 @@ impl Node {
                 );
                 if let Some(before) = before.and_then(|m| m.serving) {
                     self.parts.metrics.stopped.add(1);
-                    before.pod.advance(Phase::Drain);
-                    self.let_go(uid, before);
+                    // connections half-way into the old listeners are still taken
+                    self.let_go(uid, before, HANDOVER);
                 }
                 self.refresh_identities();
             }
@@ -270,7 +276,9 @@ impl Node {
         Ok(Serving { pod, cookie })
     }
 
-    async fn stop(&mut self, spec: &PodSpec, reason: StopReason) {
+    /// Ends a pod's stay. One that left the mesh keeps its connections; one that is replaced stays closed until its
+    /// start, which follows, takes its capture over.
+    fn stop(&mut self, spec: &PodSpec, reason: StopReason) {
         let Some(member) = self.members.remove(&spec.uid) else {
             return;
         };
@@ -280,71 +288,84 @@ impl Node {
         };
         self.parts.metrics.stopped.add(1);
         self.refresh_identities();
-        let cut = !matches!(reason, StopReason::Left(_));
-        if cut {
+        // a successor undoes the pod's routes without knowing of connections here, so they would hang
+        let superseded = self.is_superseded();
+        if superseded || !matches!(reason, StopReason::Left(_)) {
             serving.pod.advance(Phase::Cut);
         }
-        if !self.is_superseded()
+        if !superseded
+            && reason != StopReason::Replaced
             && let Err(error) = self.capture().retire(serving.cookie)
         {
             tracing::error!(pod = %spec.uid, %error, "capture of new connections could not be switched off");
         }
-        // only now, so that no connection finds the door closed that capture still sends to it
-        serving.pod.advance(Phase::Drain);
-        self.let_go(spec.uid.clone(), serving);
-        // usually nothing is open, and the pod is as it was at once
-        tokio::task::yield_now().await;
-        if let Ok(cookie) = self.ended.1.try_recv() {
-            self.finish(cookie);
-        }
+        self.let_go(spec.uid.clone(), serving, Duration::ZERO);
     }
 
-    /// Keeps track of what no longer serves until its last connection has ended.
-    fn let_go(&mut self, uid: Str, serving: Serving) {
-        let (pod, ended, cookie) = (
-            Arc::clone(&serving.pod),
-            self.ended.0.clone(),
-            serving.cookie,
-        );
+    /// Keeps track of what no longer serves until its last connection has ended. Its listeners close after `grace`.
+    fn let_go(&mut self, uid: Str, serving: Serving, grace: Duration) {
+        let (pod, ended) = (Arc::clone(&serving.pod), self.ended.0.clone());
+        if grace.is_zero() {
+            pod.advance(Phase::Drain);
+        }
         self.leaving.push((uid, serving));
         tokio::task::spawn_local(async move {
+            tokio::time::sleep(grace).await;
+            pod.advance(Phase::Drain);
             pod.idle().await;
             // the receiver is gone when the process ends, which leaves capture in place
-            let _ = ended.send(cookie);
+            let _ = ended.send(());
         });
     }
 
-    /// The last connection of something that was let go has ended: undoes the rest of its pod's capture, unless the pod
-    /// serves again or has other connections of that kind.
-    fn finish(&mut self, cookie: u64) {
-        let ended = |(_, s): &(Str, Serving)| s.cookie == cookie && s.pod.flows() == 0;
-        let Some(at) = self.leaving.iter().position(ended) else {
-            return;
-        };
-        let (uid, _) = self.leaving.swap_remove(at);
-        let serves = |m: &Member| m.serving.as_ref().is_some_and(|s| s.cookie == cookie);
-        let needed = self.members.values().any(serves)
-            || self.leaving.iter().any(|(_, s)| s.cookie == cookie);
-        if !needed && !self.is_superseded() {
-            if let Err(error) = self.capture().release(cookie) {
-                tracing::error!(pod = %uid, %error, "capture could not be undone wholly");
+    /// Undoes what is left of those that were let go and whose last connection has ended.
+    fn settle(&mut self) {
+        let superseded = self.is_superseded();
+        let (done, open) = std::mem::take(&mut self.leaving)
+            .into_iter()
+            .partition(|(uid, s): &(Str, Serving)| s.pod.is_idle() && !self.awaits_start(uid));
+        self.leaving = open;
+        for (uid, serving) in done {
+            let cookie = serving.cookie;
+            let same = |s: &Serving| s.cookie == cookie;
+            let needed = self.leaving.iter().any(|(_, s)| same(s))
+                || self
+                    .members
+                    .values()
+                    .any(|m| m.serving.as_ref().is_some_and(same));
+            if !needed
+                && !superseded
+                && let Err(error) = self.capture().release(cookie)
+            {
+                tracing::error!(pod = %uid, %error, "capture could not be undone wholly, trying again");
             }
-            let shards = Arc::clone(&self.parts.shards);
-            tokio::task::spawn_local(async move { shards.forget(&uid).await });
+            let (shards, serial) = (Arc::clone(&self.parts.shards), serving.pod.serial());
+            tokio::task::spawn_local(async move { shards.forget(serial).await });
         }
-        self.show();
     }
 
-    /// Undoes capture that a predecessor left for pods that are no longer in the mesh.
+    /// Whether a pod is in the mesh and does not serve yet: what captures it must stay, so that it stays closed.
+    fn awaits_start(&self, uid: &str) -> bool {
+        matches!(self.roster.pod(uid), Some(enroll::Sighting::In(_)))
+            && self.members.get(uid).is_none_or(|m| m.error.is_some())
+    }
+
+    /// Undoes capture that nobody wants any more: left by a predecessor, or by a release that failed.
     fn disown(&mut self) {
+        if !self.roster.synced() {
+            return;
+        }
         let adopted = self.capture().adopted();
         for left in adopted {
-            if matches!(self.roster.pod(&left.uid), Some(enroll::Sighting::In(_))) {
+            if self.is_superseded() {
+                return;
+            }
+            if self.awaits_start(&left.uid) {
                 continue;
             }
-            tracing::info!(pod = %left.uid, netns = %left.netns_path.display(), "undoing capture left by a predecessor");
+            tracing::info!(pod = %left.uid, netns = %left.netns_path.display(), "undoing capture that nobody wants");
             if let Err(error) = self.capture().release(left.cookie) {
-                tracing::error!(pod = %left.uid, %error, "capture could not be undone wholly");
+                tracing::error!(pod = %left.uid, %error, "capture could not be undone wholly, trying again");
             }
         }
     }
@@ -362,6 +383,7 @@ impl Node {
         for spec in pending {
             self.start(spec).await;
         }
+        self.settle();
         self.show();
     }
 
@@ -370,21 +392,24 @@ impl Node {
         if self.is_superseded() {
             return;
         }
+        let mut reopen = BTreeSet::new();
         let drifts = self.capture().check();
         for drift in drifts {
             tracing::warn!(pod = %drift.uid, what = %drift.what, "capture drifted, repairing");
             if drift.needs_sockets {
-                if let Some(spec) = self
-                    .members
-                    .get(drift.uid.as_str())
-                    .map(|m| Arc::clone(&m.spec))
-                {
-                    self.start(spec).await;
-                }
+                reopen.insert(drift.uid);
             } else if let Err(error) = self.capture().repair(&drift) {
                 tracing::error!(pod = %drift.uid, %error, "capture not repaired, trying again");
             }
         }
+        for uid in reopen {
+            if let Some(spec) = self.members.get(uid.as_str()).map(|m| Arc::clone(&m.spec)) {
+                self.start(spec).await;
+            }
+        }
+        self.settle();
+        self.disown();
+        self.show();
     }
 
     /// Asks for the certificates of all pods whose identity is known, and drops those that no pod has any more.

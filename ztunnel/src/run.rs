@@ -76,12 +76,11 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let ready = Ready::new([PROXY_TASK, READY_TASK]);
     let (quit, stop) = watch::channel(false);
 
-    let capture = Arc::new(Mutex::new(start_capture(&config)?));
     let (index, fault) = mesh_state(&config)?;
     let shared = Arc::new(shared(&config, &log, &index)?);
     let shards = Arc::new(Shards::start(config.threads, &shared).context("data threads")?);
     shared.registry.process(&config.istio_version)?;
-    meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
+    let metrics = shared.registry.pods()?;
 
     let views = Arc::default();
     let enroll_fault = Fault::default();
@@ -100,6 +99,9 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         quit: quit.clone(),
     };
     listen(&config, &ready, &shards, &shared, admin, &stop).await?;
+    // last of what can fail: from here on a predecessor that still runs has let go
+    let capture = Arc::new(Mutex::new(start_capture(&config)?));
+    meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
     ready.done(PROXY_TASK);
 
     tokio::task::spawn_local(mesh_file::follow(config.mesh_file.clone(), index, fault));
@@ -111,7 +113,6 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         events,
     ));
     tokio::task::spawn_local(signals(quit));
-    let metrics = shared.registry.pods()?;
     let parts = Parts {
         config,
         capture,

@@ -10,7 +10,7 @@ pub use leave::{Released, release_pinned};
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -262,8 +262,18 @@ impl Capture {
             .saved
             .insert(cookie, record, 0)
             .map_err(|error| (Step::Saving, io::Error::other(error)))?;
-        let cookies = self
-            .insert_sockets(pod, sockets)
+        let offered = offered(pod, sockets).map_err(at(Step::Sockets))?;
+        // sockets that serve the pod now go only when everything else stands, so that a failure changes nothing for it
+        let served = self.maps.socket(cookie, Kind::Outbound).is_some();
+        if !served {
+            self.insert_sockets(cookie, &offered)
+                .map_err(at(Step::Sockets))?;
+        }
+        let cookies = offered
+            .iter()
+            .map(|(kind, socket)| Ok((*kind, sys::socket::cookie(socket)?)));
+        let cookies = cookies
+            .collect::<io::Result<BTreeMap<_, _>>>()
             .map_err(at(Step::Sockets))?;
         let lookup = self.pods.get(&cookie).and_then(|entry| entry.lookup);
         let mut entry = Enrolled {
@@ -273,38 +283,21 @@ impl Capture {
             saved: record,
         };
         self.apply(&mut entry)?;
+        if served {
+            self.insert_sockets(cookie, &offered)
+                .map_err(at(Step::Sockets))?;
+        }
         self.retired.remove(&cookie);
         self.pods.insert(cookie, entry);
         Ok(())
     }
 
-    fn insert_sockets(
-        &self,
-        pod: &PodWanted,
-        sockets: &PodSockets,
-    ) -> io::Result<BTreeMap<Kind, u64>> {
-        if pod.flags.dns && sockets.dns.is_none() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "DNS is captured, but there is no DNS socket",
-            ));
-        }
-        let mut all = vec![
-            (Kind::Outbound, sockets.outbound.as_fd()),
-            (Kind::Hbone, sockets.hbone.as_fd()),
-            (Kind::Plaintext, sockets.plaintext.as_fd()),
-        ];
-        if let Some(dns) = sockets.dns.as_ref().filter(|_| pod.flags.dns) {
-            all.push((Kind::Dns, dns.questions.as_fd()));
-        }
-        let mut cookies = BTreeMap::new();
-        for (kind, socket) in all {
+    fn insert_sockets(&self, cookie: u64, offered: &[(Kind, BorrowedFd<'_>)]) -> io::Result<()> {
+        offered.iter().try_for_each(|(kind, socket)| {
             self.maps
                 .sockets
-                .insert(&SocketKey::new(pod.netns.cookie(), kind).bytes(), &socket)?;
-            cookies.insert(kind, sys::socket::cookie(&socket)?);
-        }
-        Ok(cookies)
+                .insert(&SocketKey::new(cookie, *kind).bytes(), socket)
+        })
     }
 
     /// Makes everything but the sockets as it should be. Safe to repeat.
@@ -381,6 +374,28 @@ impl Capture {
         }
         sys::bpf::program_id(&program)
     }
+}
+
+/// The sockets that the pod's traffic is to come to, by kind.
+fn offered<'a>(
+    pod: &PodWanted,
+    sockets: &'a PodSockets,
+) -> io::Result<Vec<(Kind, BorrowedFd<'a>)>> {
+    if pod.flags.dns && sockets.dns.is_none() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "DNS is captured, but there is no DNS socket",
+        ));
+    }
+    let mut all = vec![
+        (Kind::Outbound, sockets.outbound.as_fd()),
+        (Kind::Hbone, sockets.hbone.as_fd()),
+        (Kind::Plaintext, sockets.plaintext.as_fd()),
+    ];
+    if let Some(dns) = sockets.dns.as_ref().filter(|_| pod.flags.dns) {
+        all.push((Kind::Dns, dns.questions.as_fd()));
+    }
+    Ok(all)
 }
 
 fn at(step: Step) -> impl Fn(io::Error) -> (Step, io::Error) {

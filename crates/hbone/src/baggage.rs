@@ -27,6 +27,10 @@ pub struct Baggage {
     pub zone: Option<Arc<str>>,
 }
 
+/// Longest attribute that is taken from a peer, bytes: the longest name Kubernetes has. They become metric labels, which
+/// are kept.
+pub(crate) const VALUE_BYTES_MAX: usize = 253;
+
 /// What kind of thing a workload is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WorkloadKind {
@@ -54,7 +58,7 @@ impl WorkloadKind {
 
 impl Baggage {
     /// Reads all `baggage` lines of a head, later items over earlier ones. Unknown keys and items without a value are
-    /// skipped; a line with bytes beyond ASCII makes the whole baggage empty.
+    /// skipped, as are values longer than any name; a line with bytes beyond ASCII makes the whole baggage empty.
     pub fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Baggage {
         let mut baggage = Baggage::default();
         for line in lines {
@@ -74,7 +78,7 @@ impl Baggage {
         let (Some(key), Some(value)) = (parts.next(), parts.next()) else {
             return;
         };
-        if value.is_empty() {
+        if value.is_empty() || value.len() > VALUE_BYTES_MAX {
             return;
         }
         let value = || Some(Arc::from(value));

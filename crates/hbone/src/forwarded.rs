@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderValue;
 
+use crate::baggage::VALUE_BYTES_MAX;
+
 /// `for="<client>"`, plus `;host=<service>` when the destination service is known (RFC 7239, section 4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forwarded<'a> {
@@ -38,7 +40,9 @@ pub(crate) fn host_of(value: &HeaderValue) -> Option<String> {
         .find_map(|part| part.strip_prefix("host="))?;
     let host = host.strip_prefix('"').unwrap_or(host);
     let host = host.strip_suffix('"').unwrap_or(host);
-    (!host.is_empty()).then(|| host.to_owned())
+    (1..=VALUE_BYTES_MAX)
+        .contains(&host.len())
+        .then(|| host.to_owned())
 }
 
 #[cfg(test)]

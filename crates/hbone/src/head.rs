@@ -3,6 +3,7 @@
 use http::header::{FORWARDED, HeaderMap, HeaderName};
 use http::{HeaderValue, Method, Request, Uri, Version};
 
+use crate::baggage::VALUE_BYTES_MAX;
 use crate::forwarded;
 use crate::{Authority, AuthorityError, Baggage, ConnectError, Forwarded, Traceparent};
 
@@ -102,7 +103,7 @@ impl Head {
             forwarded_host: headers.get(FORWARDED).and_then(forwarded::host_of),
             traceparent: text(headers, &TRACEPARENT).and_then(|text| text.parse().ok()),
             forwarded_network: text(headers, &FORWARDED_NETWORK)
-                .filter(|network| !network.is_empty())
+                .filter(|network| (1..=VALUE_BYTES_MAX).contains(&network.len()))
                 .map(str::to_owned),
         })
     }

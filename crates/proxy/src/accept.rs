@@ -9,12 +9,15 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::Instrument;
 
-use crate::pod::{Listeners, Phase, Pod, Stay, reached};
+use crate::pod::{Door, Listeners, Phase, Pod, Stay, reached};
 use crate::shard::{LoadMark, Shard};
 use crate::{dns, inbound, outbound, passthrough};
 
 /// Pause after a failed accept, so that exhausted descriptors do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Listeners of a pod that bring connections.
+pub(crate) const LISTENERS: usize = 3;
 
 /// Which listener a connection came in on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,23 +68,30 @@ pub(crate) struct Held {
 }
 
 /// Starts the accept loops of `pod` on this thread.
-pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners) {
+pub(crate) fn start(
+    shard: &Rc<Shard>,
+    pod: &Arc<Pod>,
+    listeners: Listeners,
+    doors: [Door; LISTENERS],
+) {
     let Listeners {
         outbound,
         hbone,
         plaintext,
         dns,
     } = listeners;
-    for (kind, listener) in [
+    let listeners = [
         (Kind::Outbound, outbound),
         (Kind::Hbone, hbone),
         (Kind::Plaintext, plaintext),
-    ] {
+    ];
+    for ((kind, listener), door) in listeners.into_iter().zip(doors) {
         let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
         tokio::task::spawn_local(async move {
             if let Err(error) = listen(&shard, &pod, kind, listener).await {
                 tracing::error!(pod = %pod.uid, ?kind, %error, "listener failed");
             }
+            drop(door);
         });
     }
     if let Some(port) = dns {
@@ -110,33 +120,31 @@ async fn listen(
             },
         }
     }
-    // what the kernel has completed already would be reset by closing the listener
+    // What the kernel has completed already would be reset by closing the listener. Asked directly: the runtime would
+    // only tell of connections that it has heard of.
+    let listener = listener.into_std()?;
     while *phase.borrow() == Phase::Drain {
-        let waiting = tokio::select! {
-            biased;
-            accepted = listener.accept() => accepted,
-            () = std::future::ready(()) => break,
+        let Ok((stream, _)) = listener.accept() else {
+            break;
         };
-        match waiting {
-            Ok((stream, _)) => admit(shard, pod, kind, stream.into_std()?),
-            Err(_) => break,
-        }
+        stream.set_nonblocking(true)?;
+        admit(shard, pod, kind, stream);
     }
     Ok(())
 }
 
 fn admit(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) {
-    if let Some(stream) = shard.place(pod, kind, stream) {
-        take(shard, pod, kind, stream);
-    }
-}
-
-/// Serves one accepted connection on this thread.
-pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) {
     let Some(stay) = pod.enter() else {
         shard.shared.refusals.shed(pod, kind);
         return;
     };
+    if let Some((stream, stay)) = shard.place(pod, kind, stream, stay) {
+        take(shard, pod, kind, stream, stay);
+    }
+}
+
+/// Serves one accepted connection on this thread.
+pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream, stay: Stay) {
     let accepted = match settle(shard, pod, kind, stream, stay) {
         Ok(accepted) => accepted,
         Err(error) => {

@@ -149,7 +149,17 @@ async fn enter(
     count: impl Fn(usize),
 ) -> Result<(), Failure> {
     let mut moved = 0;
-    while let Some(mut data) = poll_fn(|cx| take(cx, &mut read, read_size(moved))).await {
+    loop {
+        // while the application is silent, only the tunnel itself tells that nobody is left to read
+        let next = poll_fn(|cx| match take(cx, &mut read, read_size(moved)) {
+            Poll::Ready(data) => Poll::Ready(Ok(data)),
+            Poll::Pending => send.poll_closed(cx).map(Err),
+        });
+        let mut data = match next.await {
+            Ok(Some(data)) => data,
+            Ok(None) => break,
+            Err(gone) => return ended(gone),
+        };
         let len = data.len();
         while !data.is_empty() {
             let room = match send.ready(data.len()).await {

@@ -20,6 +20,8 @@ use crate::pod::{Phase, Pod, reached};
 const QUESTIONS_MAX: usize = 512;
 /// How long a resolver may take; clients ask again after 5 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed receive, so that a lasting fault does not spin.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 /// Largest DNS message.
 const MESSAGE_BYTES_MAX: usize = 65_535;
 /// A DNS header; anything shorter is not a message.
@@ -52,9 +54,18 @@ async fn forward_all(
     let places = Arc::new(Semaphore::new(QUESTIONS_MAX));
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     loop {
-        let asked = ready
+        let asked = match ready
             .async_io(Interest::READABLE, || port.try_recv(&mut buffer))
-            .await?;
+            .await
+        {
+            Ok(asked) => asked,
+            Err(error) => {
+                // one question lost must not end the pod's DNS
+                tracing::warn!(pod = %pod.uid, %error, "dns question not received");
+                tokio::time::sleep(RECEIVE_PAUSE).await;
+                continue;
+            }
+        };
         let asked = Asked {
             client: plain(asked.client),
             resolver: plain(asked.resolver),

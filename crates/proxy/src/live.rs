@@ -11,6 +11,9 @@ use std::sync::Arc;
 use mesh::{Attempt, Index, SpiffeId, Str, Verdict, Workload};
 use tokio::sync::{oneshot, watch};
 
+/// Flows reviewed before other work of the thread has its turn.
+const REVIEW_SLICE: usize = 256;
+
 /// One flow as `/config_dump` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenFlow {
@@ -133,20 +136,35 @@ impl Live {
     }
 
     /// Asks policy again about every inbound flow whenever policies or its own workload changed.
+    ///
+    /// In slices, each on the newest state: neither this thread nor who changes the state waits for a long table. What
+    /// changes meanwhile is another pass.
     pub(crate) async fn watch(&self) {
         let mut index = self.index.clone();
         // what changed since this table was made counts as a change
         let mut version = self.version;
         while index.changed().await.is_ok() {
-            let now = index.borrow_and_update();
-            let policies_changed =
-                std::mem::replace(&mut version, now.policy_version()) != now.policy_version();
-            self.review(&now, policies_changed);
+            let now = index.borrow_and_update().policy_version();
+            let policies_changed = std::mem::replace(&mut version, now) != now;
+            let keys: Vec<u64> = self.flows.borrow().keys().copied().collect();
+            for slice in keys.chunks(REVIEW_SLICE) {
+                let cut = self.review(&index.borrow(), slice, policies_changed);
+                for flow in cut {
+                    tracing::info!(pod = %flow.pod, src = %flow.source, dst = %flow.actual, "connection closed due to policy change");
+                }
+                tokio::task::yield_now().await;
+            }
         }
     }
 
-    fn review(&self, index: &Index, policies_changed: bool) {
-        for entry in self.flows.borrow_mut().values_mut() {
+    /// Reviews the flows with these keys; gives those that were cut.
+    fn review(&self, index: &Index, keys: &[u64], policies_changed: bool) -> Vec<OpenFlow> {
+        let mut flows = self.flows.borrow_mut();
+        let mut cut_flows = Vec::new();
+        for key in keys {
+            let Some(entry) = flows.get_mut(key) else {
+                continue;
+            };
             let Some(guarded) = &mut entry.guarded else {
                 continue;
             };
@@ -161,19 +179,17 @@ impl Live {
             if !policies_changed && !workload_changed {
                 continue;
             }
-            if !guarded
+            let allowed = guarded
                 .subject
                 .authorize(index, &guarded.subject.local)
-                .is_allowed()
-            {
-                let flow = &entry.open;
-                tracing::info!(pod = %flow.pod, src = %flow.source, dst = %flow.actual, "connection closed due to policy change");
-                if let Some(Guarded { cut, .. }) = entry.guarded.take() {
-                    // the flow may be ending by itself
-                    let _ = cut.send(());
-                }
+                .is_allowed();
+            if let Some(Guarded { cut, .. }) = entry.guarded.take_if(|_| !allowed) {
+                // the flow may be ending by itself
+                let _ = cut.send(());
+                cut_flows.push(entry.open.clone());
             }
         }
+        cut_flows
     }
 }
 
@@ -249,7 +265,8 @@ policies: [POLICY]
         let other = subject(&first, "other");
         let live = Live::new(watch::Sender::new(Index::build(resources(DENY_WEB))).subscribe());
         let (place, mut denied) = live.guard(open(), other);
-        live.review(&first, true);
+        let keys: Vec<u64> = live.flows.borrow().keys().copied().collect();
+        assert!(live.review(&first, &keys, true).is_empty());
         assert_eq!(denied.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(place);
         assert!(live.open_flows().is_empty());

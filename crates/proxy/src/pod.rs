@@ -4,7 +4,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use mesh::Str;
 use tokio::sync::{Notify, watch};
@@ -51,7 +51,11 @@ pub struct Pod {
     /// sockets in its namespace
     pub net: Arc<dyn Net>,
     phase: watch::Sender<Phase>,
+    /// tells this stay in the mesh from others of the same pod
+    serial: u64,
     flows: AtomicUsize,
+    /// listeners that may still bring connections
+    doors: AtomicUsize,
     idle: Notify,
 }
 
@@ -78,6 +82,7 @@ impl Pod {
             service_account,
         } = who;
         let phase = watch::Sender::new(Phase::Serve);
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             uid,
             name,
@@ -85,7 +90,9 @@ impl Pod {
             service_account,
             net,
             phase,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             flows: AtomicUsize::new(0),
+            doors: AtomicUsize::new(0),
             idle: Notify::new(),
         })
     }
@@ -111,13 +118,30 @@ impl Pod {
         self.flows.load(Ordering::Relaxed)
     }
 
-    /// Returns once no flow of the pod is open.
+    /// Number of this stay in the mesh: the same pod enrolled again has another one.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Whether no flow is open and no listener can bring one any more.
+    pub fn is_idle(&self) -> bool {
+        // in this order: whoever comes through a door is counted before the door closes
+        self.doors.load(Ordering::Acquire) == 0 && self.flows.load(Ordering::Acquire) == 0
+    }
+
+    /// A listener's claim that it may still bring connections.
+    pub(crate) fn door(self: &Arc<Self>) -> Door {
+        self.doors.fetch_add(1, Ordering::AcqRel);
+        Door(Arc::clone(self))
+    }
+
+    /// Returns once [`Pod::is_idle`].
     pub async fn idle(&self) {
         loop {
             let ended = self.idle.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            if self.flows() == 0 {
+            if self.is_idle() {
                 return;
             }
             ended.await;
@@ -126,7 +150,7 @@ impl Pod {
 
     /// Counts one more flow in, unless the pod's budget of [`FLOWS_PER_POD_MAX`] is used up.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Stay> {
-        if self.flows.fetch_add(1, Ordering::Relaxed) >= FLOWS_PER_POD_MAX {
+        if self.flows.fetch_add(1, Ordering::AcqRel) >= FLOWS_PER_POD_MAX {
             self.leave();
             return None;
         }
@@ -146,6 +170,17 @@ pub(crate) struct Stay(Arc<Pod>);
 impl Drop for Stay {
     fn drop(&mut self) {
         self.0.leave();
+    }
+}
+
+/// One listener of a pod, for as long as it may bring connections.
+pub(crate) struct Door(Arc<Pod>);
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if self.0.doors.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
     }
 }
 
@@ -220,5 +255,17 @@ mod tests {
         }
         drop(stay);
         waiting.await;
+    }
+
+    #[tokio::test]
+    async fn an_open_door_is_not_idle() {
+        let pod = pod();
+        let door = pod.door();
+        assert!(!pod.is_idle());
+        let stay = pod.enter().expect("within the budget");
+        drop(door);
+        assert!(!pod.is_idle());
+        drop(stay);
+        pod.idle().await;
     }
 }

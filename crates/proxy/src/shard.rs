@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mesh::Str;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc::error::TrySendError;
@@ -25,7 +24,7 @@ use tokio::task::LocalSet;
 use crate::Shared;
 use crate::accept::{self, Kind};
 use crate::live::{Live, OpenFlow};
-use crate::pod::{Listeners, Pod};
+use crate::pod::{Door, Listeners, Pod, Stay};
 use crate::tunnels::Tunnels;
 
 /// Connections on their way from one thread to another; when a queue is full the accepting thread keeps the connection.
@@ -39,11 +38,11 @@ const FLOWS_WAIT: Duration = Duration::from_secs(1);
 /// Work for a data thread.
 pub(crate) enum Command {
     /// Accept for this pod from now on.
-    Serve(Arc<Pod>, Listeners),
+    Serve(Arc<Pod>, Listeners, [Door; accept::LISTENERS]),
     /// Serve one accepted connection.
-    Take(Arc<Pod>, Kind, TcpStream),
-    /// Drop what is kept for a pod that left.
-    Forget(Str),
+    Take(Arc<Pod>, Kind, TcpStream, Stay),
+    /// Drop what is kept for a pod's stay that is over.
+    Forget(u64),
     /// List the open flows.
     Flows(oneshot::Sender<Vec<OpenFlow>>),
     /// Run something of the assembly's on this thread.
@@ -113,13 +112,17 @@ impl Shards {
         let turn = self.homes.fetch_add(1, Ordering::Relaxed);
         let home = &self.handles[turn % self.handles.len()];
         // a closed inbox means that the process is ending
-        let _ = home.commands.send(Command::Serve(pod, listeners)).await;
+        let doors = std::array::from_fn(|_| pod.door());
+        let _ = home
+            .commands
+            .send(Command::Serve(pod, listeners, doors))
+            .await;
     }
 
-    /// Forgets what the threads keep for the pod `uid`; its flows must have ended or been cut.
-    pub async fn forget(&self, uid: &Str) {
+    /// Forgets what the threads keep for one stay of a pod ([`Pod::serial`]), whose flows must have ended or been cut.
+    pub async fn forget(&self, serial: u64) {
         for handle in self.handles.iter() {
-            let _ = handle.commands.send(Command::Forget(uid.clone())).await;
+            let _ = handle.commands.send(Command::Forget(serial)).await;
         }
     }
 
@@ -170,7 +173,7 @@ pub(crate) struct Shard {
     pub(crate) counters: telemetry::metrics::Shard,
     pub(crate) live: Live,
     pub(crate) rng: RefCell<SmallRng>,
-    tunnels: RefCell<HashMap<Str, Rc<Tunnels>>>,
+    tunnels: RefCell<HashMap<u64, Rc<Tunnels>>>,
     peers: Arc<[Handle]>,
 }
 
@@ -202,10 +205,10 @@ impl Shard {
 
     fn obey(self: &Rc<Self>, command: Command) {
         match command {
-            Command::Serve(pod, listeners) => accept::start(self, &pod, listeners),
-            Command::Take(pod, kind, stream) => accept::take(self, &pod, kind, stream),
-            Command::Forget(uid) => {
-                if let Some(tunnels) = self.tunnels.borrow_mut().remove(&uid) {
+            Command::Serve(pod, listeners, doors) => accept::start(self, &pod, listeners, doors),
+            Command::Take(pod, kind, stream, stay) => accept::take(self, &pod, kind, stream, stay),
+            Command::Forget(serial) => {
+                if let Some(tunnels) = self.tunnels.borrow_mut().remove(&serial) {
                     tunnels.clear();
                 }
             }
@@ -220,30 +223,33 @@ impl Shard {
         let mut tunnels = self.tunnels.borrow_mut();
         Rc::clone(
             tunnels
-                .entry(pod.uid.clone())
+                .entry(pod.serial())
                 .or_insert_with(|| Rc::new(Tunnels::new(&self.shared.config))),
         )
     }
 
     /// Gives the connection to the least loaded thread; returns it when that is this one.
-    pub(crate) fn place(&self, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) -> Option<TcpStream> {
+    pub(crate) fn place(
+        &self,
+        pod: &Arc<Pod>,
+        kind: Kind,
+        stream: TcpStream,
+        stay: Stay,
+    ) -> Option<(TcpStream, Stay)> {
         let own = self.load();
         let Some(least) = self.peers.iter().min_by_key(|p| p.load()) else {
-            return Some(stream);
+            return Some((stream, stay));
         };
         if least.load() + HANDOVER_GAIN_MIN > own {
-            return Some(stream);
+            return Some((stream, stay));
         }
-        match least
-            .commands
-            .try_send(Command::Take(Arc::clone(pod), kind, stream))
-        {
+        let command = Command::Take(Arc::clone(pod), kind, stream, stay);
+        match least.commands.try_send(command) {
             Ok(()) => None,
-            Err(
-                TrySendError::Full(Command::Take(_, _, stream))
-                | TrySendError::Closed(Command::Take(_, _, stream)),
-            ) => Some(stream),
-            Err(_) => None,
+            Err(TrySendError::Full(command) | TrySendError::Closed(command)) => match command {
+                Command::Take(_, _, stream, stay) => Some((stream, stay)),
+                _ => None,
+            },
         }
     }
 
