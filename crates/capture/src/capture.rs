@@ -230,7 +230,11 @@ impl Capture {
         if pod.netns.id() == self.own_netns {
             return refuse("its network namespace is the daemon's own".into());
         }
-        if !is_below(&pod.cgroup, &self.config.cgroup)? {
+        let unreadable = |cause: io::Error| {
+            let text = format!("its cgroup {}: {cause}", pod.cgroup.display());
+            io::Error::new(cause.kind(), text)
+        };
+        if !is_below(&pod.cgroup, &self.config.cgroup).map_err(unreadable)? {
             let (cgroup, capture) = (pod.cgroup.display(), self.config.cgroup.display());
             return refuse(format!(
                 "its cgroup {cgroup} is not below the capture cgroup {capture}"

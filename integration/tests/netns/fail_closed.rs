@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use integration::{Capture, Layout, PodPlan};
+use integration::{Capture, Layout, PodPlan, place};
 
 use crate::support::{Mesh, SOON, connect, echo, hold};
 
@@ -155,5 +155,75 @@ fn a_label_set_while_no_daemon_runs_counts_when_it_starts() -> Result<()> {
     let wire = mesh.node(0).capture(mesh.node(1))?;
     echo(client, server.at(9000), &["--send", MARKER])?;
     assert!(!wire.stop()?.shows(MARKER));
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_is_replaced_stays_closed_until_it_serves_again() -> Result<()> {
+    let mesh = Mesh::up(&Layout::standard())?;
+    let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
+    let _echo = server.serve(&["echo"])?;
+    let gateway = IpAddr::V4(mesh.world.node(0).gateway4);
+    let device = Capture::start(&client.netns, "eth0", gateway, &mesh.world.dir())?;
+    let to = server.at(9000).to_string();
+    let stop = mesh.world.dir().join("enough");
+    let binary = place::binary("podapp")?;
+    let mut load = client.spawn(&[
+        &binary.to_string_lossy(),
+        "load",
+        "--to",
+        &to,
+        "--count",
+        "100",
+        "--stop-file",
+        &stop.to_string_lossy(),
+    ])?;
+    let state = |wanted: &'static str| {
+        mesh.daemons[0].wait_dump(SOON, wanted, |dump| {
+            dump["workloadState"][&client.uid]["state"] == wanted
+        })
+    };
+
+    // another cgroup, which is not there: it cannot start, and must not fall out of the mesh
+    let cgroup = client.cgroup.clone();
+    mesh.world.edit(|model| {
+        if let Some(pod) = model.pod_mut("client-0") {
+            pod.cgroup = cgroup.join("gone");
+        }
+    })?;
+    let dump = state("Pending")?;
+    let reason = &dump["workloadState"][&client.uid]["reason"];
+    assert!(
+        reason.as_str().is_some_and(|r| r.contains("gone")),
+        "{reason}"
+    );
+    let seen = connect(
+        client,
+        server.at(9000),
+        &["--send", MARKER, "--timeout-ms", "300"],
+    )?;
+    assert_ne!(seen["received"], MARKER, "got through: {seen}");
+
+    // another identity in the right cgroup: it starts again
+    mesh.world.edit(|model| {
+        if let Some(pod) = model.pod_mut("client-0") {
+            pod.cgroup = cgroup.clone();
+            pod.service_account = "client-two".to_owned();
+        }
+    })?;
+    state("Up")?;
+    let seen = echo(client, server.at(9000), &["--send", MARKER])?;
+    let line = mesh.outbound(client, &seen)?;
+    assert!(
+        line.field("src.identity").ends_with("/sa/client-two"),
+        "{line:?}"
+    );
+
+    std::fs::write(&stop, "")?;
+    load.finish(SOON * 3)?;
+    let packets = device.stop()?;
+    assert!(!packets.shows(MARKER), "clear text left the pod");
+    assert_eq!(packets.syn_to(server.at(9000)), 0, "a connect left the pod");
+    assert!(packets.tls(15008) > 0);
     Ok(())
 }
