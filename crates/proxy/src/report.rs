@@ -212,29 +212,16 @@ fn labels(facts: &Facts) -> TrafficLabels {
         },
         service: facts
             .service
-            .as_ref()
-            .map_or_else(ServiceLabels::default, |s| ServiceLabels {
-                host: s.hostname.clone(),
-                namespace: s.namespace.clone(),
-                name: s.name.clone(),
-            }),
+            .as_deref()
+            .map(ServiceLabels::from)
+            .unwrap_or_default(),
         mutual_tls,
     }
 }
 
 fn workload_labels(end: &End) -> Option<WorkloadLabels> {
-    if let Some(w) = &end.workload {
-        return Some(WorkloadLabels {
-            workload: w.workload_name.clone(),
-            namespace: w.namespace.clone(),
-            canonical_service: w.canonical_name.clone(),
-            canonical_revision: w.canonical_revision.clone(),
-            app: w.canonical_name.clone(),
-            version: w.canonical_revision.clone(),
-            cluster: w.cluster_id.clone(),
-            region: w.locality.region.clone(),
-            zone: w.locality.zone.clone(),
-        });
+    if let Some(workload) = &end.workload {
+        return Some(WorkloadLabels::from(&**workload));
     }
     let b = end.baggage.as_ref().filter(|b| !b.is_empty())?;
     let text = |t: &Option<Str>| t.clone().unwrap_or_default();
