@@ -1,0 +1,4 @@
+//! All that talks to istiod: the authenticated channel, the xDS subscriber, the Istio CA as an issuer of certificates.
+//!
+//! Leaves to others: what the state means (`mesh`), keys and TLS of workloads (`identity`), environment and files of settings.
+#![forbid(unsafe_code)]
