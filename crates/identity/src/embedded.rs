@@ -10,16 +10,16 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use mesh::SpiffeId;
-use rcgen::string::Ia5String;
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroize;
 
 pub use self::root::OpenError;
 use self::root::Root;
+use crate::csr;
 use crate::issue::{IssueError, Issued, Issuer, Issuing, Key};
 
 /// A leaf begins so long before it is issued, for peers whose clock is behind; a quarter of its life at most.
@@ -93,14 +93,9 @@ impl fmt::Debug for EmbeddedCa {
 
 /// Source: SPIFFE X.509-SVID, sections 2 and 4; with an empty subject the name extension is critical (RFC 5280, 4.2.1.6).
 fn leaf_params(id: &SpiffeId) -> Result<CertificateParams, IssueError> {
-    let text = id.to_string();
-    if text.parse::<SpiffeId>().as_ref() != Ok(id) || text.chars().any(|c| !c.is_ascii_graphic()) {
-        return Err(IssueError::Unwritable(id.clone()));
-    }
-    let uri = Ia5String::try_from(text).map_err(IssueError::Make)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.subject_alt_names = vec![csr::name(id)?];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![

@@ -11,6 +11,7 @@ use mesh::SpiffeId;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroize;
 
+use crate::csr::ChainError;
 use crate::leaf::LeafError;
 
 /// The answer of an [`Issuer`] under way.
@@ -85,6 +86,9 @@ pub enum IssueError {
     /// The CA sent no root that can be parsed, so no peer could be verified.
     #[error("no usable root came with the certificate for: {0}")]
     NoRoots(SpiffeId),
+    /// The CA's answer is not what the protocol says.
+    #[error("the CA's answer cannot be read: {0}")]
+    Chain(ChainError),
     /// The leaf cannot be read.
     #[error("certificate cannot be read: {0}")]
     Leaf(LeafError),

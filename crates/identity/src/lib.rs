@@ -1,6 +1,6 @@
 //! Keys, certificates and the TLS that is made of them: who a workload is, and how a peer proves who it is.
 //!
-//! - [`Issuer`] gives out certificates; [`EmbeddedCa`] is the one for a single machine.
+//! - [`Issuer`] gives out certificates; [`EmbeddedCa`] is the one for a single machine; [`csr::Request`] asks any other.
 //! - [`Certs`] keeps one current [`Credential`] per identity: fetches, renews before expiry, retries.
 //! - [`Credential`] is a certificate with its key as TLS configurations for both ends of an HBONE tunnel.
 //!
@@ -11,6 +11,7 @@
 mod book;
 mod certs;
 mod credential;
+pub mod csr;
 mod dump;
 mod embedded;
 mod issue;
