@@ -18,6 +18,7 @@ use tracing::info;
 pub use self::worker::Worker;
 use crate::book::{Book, Now, Priority, State};
 use crate::credential::Credential;
+use crate::crl::Crl;
 use crate::dump::CertDump;
 use crate::issue::{IssueError, Issuer};
 use crate::tls::Tls;
@@ -34,6 +35,8 @@ pub struct Config {
     pub strict: bool,
     /// Longest wait for one answer of the issuer. Default: 30 s.
     pub issue_deadline: Duration,
+    /// Revocation lists that peers are checked against. Default: none.
+    pub crl: Option<Crl>,
     /// The wall clock. Default: the system's.
     pub wall: fn() -> SystemTime,
 }
@@ -44,6 +47,7 @@ impl Default for Config {
             tls: Tls::default(),
             strict: true,
             issue_deadline: ISSUE_DEADLINE,
+            crl: None,
             wall: SystemTime::now,
         }
     }

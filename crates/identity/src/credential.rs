@@ -16,6 +16,8 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use tracing::warn;
 
+use crate::certs::Config;
+use crate::crl::{Crl, Side, Watch};
 use crate::issue::{IssueError, Issued, Key};
 use crate::leaf::{Facts, Validity};
 use crate::schedule::renew_at;
@@ -33,21 +35,36 @@ pub struct Credential {
     certified: Arc<CertifiedKey>,
     roots: Vec<CertificateDer<'static>>,
     anchors: Arc<RootCertStore>,
-    tls: Tls,
+    crl: Option<Crl>,
     server: Arc<ServerConfig>,
     /// Everything of a client configuration but the expected identities.
     client: ClientConfig,
+    /// The check of servers, expecting nobody yet.
+    check: ServerCheck,
     clients: Mutex<HashMap<Arc<[SpiffeId]>, Arc<ClientConfig>>>,
 }
 
 impl Credential {
-    /// Makes a credential from what an issuer gave for `id`.
+    /// As [`Credential::with`], without revocation lists.
+    pub fn new(id: &SpiffeId, issued: Issued, strict: bool, tls: &Tls) -> Result<Self, IssueError> {
+        let config = Config {
+            strict,
+            tls: tls.clone(),
+            ..Config::default()
+        };
+        Self::with(id, issued, &config)
+    }
+
+    /// Makes a credential from what an issuer gave for `id`; of the settings `strict`, `tls` and `crl` count.
     ///
     /// - `strict`: the first URI name of the leaf must be `id`. Otherwise the leaf's own first identity counts, and `id`
     ///   only if it has none (a process that holds just one identity and takes what it gets).
     ///
     /// Errors: an empty chain, no usable root, a leaf for someone else, a key that does not belong to the leaf.
-    pub fn new(id: &SpiffeId, issued: Issued, strict: bool, tls: &Tls) -> Result<Self, IssueError> {
+    pub fn with(id: &SpiffeId, issued: Issued, config: &Config) -> Result<Self, IssueError> {
+        let Config {
+            strict, tls, crl, ..
+        } = config;
         let Issued { chain, roots, key } = issued;
         let facts = Facts::parse(
             chain
@@ -55,7 +72,7 @@ impl Credential {
                 .ok_or_else(|| IssueError::EmptyChain(id.clone()))?,
         )
         .map_err(IssueError::Leaf)?;
-        let identity = leaf_identity(id, &facts, strict)?;
+        let identity = leaf_identity(id, &facts, *strict)?;
         let (roots, anchors) = usable(roots);
         if roots.is_empty() {
             return Err(IssueError::NoRoots(id.clone()));
@@ -64,18 +81,31 @@ impl Credential {
             Arc::new(certify(chain, &key).map_err(IssueError::Tls)?),
             Arc::new(anchors),
         );
-        let server =
-            server(&certified, &anchors, identity.trust_domain(), tls).map_err(IssueError::Tls)?;
-        let client = client(&certified, &anchors, tls).map_err(IssueError::Tls)?;
+        let check = ClientCheck::new(
+            Arc::clone(&anchors),
+            Arc::clone(tls.provider()),
+            identity.trust_domain(),
+            crl.clone(),
+        )
+        .map_err(IssueError::Tls)?;
+        let server = server(&certified, check, tls).map_err(IssueError::Tls)?;
+        let check = ServerCheck {
+            roots: Arc::clone(&anchors),
+            provider: Arc::clone(tls.provider()),
+            expected: Arc::new([]),
+            crl: crl.clone(),
+        };
+        let client = client(&certified, check.clone(), tls).map_err(IssueError::Tls)?;
         Ok(Self {
             identity,
             validity: facts.validity,
             certified,
             roots,
             anchors,
-            tls: tls.clone(),
+            crl: crl.clone(),
             server: Arc::new(server),
             client,
+            check,
             clients: Mutex::default(),
         })
     }
@@ -106,6 +136,25 @@ impl Credential {
         &self.roots
     }
 
+    /// Watches over a tunnel made with this credential, once its handshake is through.
+    ///
+    /// - `side`: ours
+    /// - `peer`: what the peer presented, leaf first
+    /// - `since`: when the tunnel was made
+    ///
+    /// Costs nothing without revocation lists.
+    pub fn watch(
+        &self,
+        side: Side,
+        peer: Option<&[CertificateDer<'_>]>,
+        since: SystemTime,
+    ) -> Watch {
+        match &self.crl {
+            Some(crl) => crl.watch(side, peer.unwrap_or_default(), &self.anchors, since),
+            None => Watch::off(),
+        }
+    }
+
     /// For the accepting side: asks for a client certificate of our trust domain, speaks `h2`, keeps no sessions.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
@@ -119,8 +168,8 @@ impl Credential {
         }
         let expected: Arc<[SpiffeId]> = expected.into();
         let mut config = self.client.clone();
-        let check = server_check(&self.anchors, &self.tls, Arc::clone(&expected));
-        config.dangerous().set_certificate_verifier(check);
+        let check = self.check.expecting(Arc::clone(&expected));
+        config.dangerous().set_certificate_verifier(Arc::new(check));
         let config = Arc::new(config);
         if clients.len() >= CLIENT_CONFIGS_MAX {
             clients.clear();
@@ -177,15 +226,9 @@ fn usable(roots: Vec<CertificateDer<'static>>) -> (Vec<CertificateDer<'static>>,
 
 fn server(
     certified: &Arc<CertifiedKey>,
-    anchors: &Arc<RootCertStore>,
-    trust_domain: &str,
+    check: ClientCheck,
     tls: &Tls,
 ) -> Result<ServerConfig, rustls::Error> {
-    let check = ClientCheck::new(
-        Arc::clone(anchors),
-        Arc::clone(tls.provider()),
-        trust_domain,
-    )?;
     let mut config = ServerConfig::builder_with_provider(Arc::clone(tls.provider()))
         .with_protocol_versions(tls.versions())?
         .with_client_cert_verifier(Arc::new(check))
@@ -201,29 +244,17 @@ fn server(
 /// A client configuration that trusts nobody yet.
 fn client(
     certified: &Arc<CertifiedKey>,
-    anchors: &Arc<RootCertStore>,
+    check: ServerCheck,
     tls: &Tls,
 ) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(tls.provider()))
         .with_protocol_versions(tls.versions())?
         .dangerous()
-        .with_custom_certificate_verifier(server_check(anchors, tls, Arc::new([])))
+        .with_custom_certificate_verifier(Arc::new(check))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(certified))));
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.enable_sni = false;
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
     Ok(config)
-}
-
-fn server_check(
-    anchors: &Arc<RootCertStore>,
-    tls: &Tls,
-    expected: Arc<[SpiffeId]>,
-) -> Arc<ServerCheck> {
-    Arc::new(ServerCheck {
-        roots: Arc::clone(anchors),
-        provider: Arc::clone(tls.provider()),
-        expected,
-    })
 }

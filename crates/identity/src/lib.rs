@@ -3,6 +3,7 @@
 //! - [`Issuer`] gives out certificates; [`EmbeddedCa`] is the one for a single machine; [`csr::Request`] asks any other.
 //! - [`Certs`] keeps one current [`Credential`] per identity: fetches, renews before expiry, retries.
 //! - [`Credential`] is a certificate with its key as TLS configurations for both ends of an HBONE tunnel.
+//! - [`Crl`] holds what was taken back, and [`Watch`] an open tunnel's path against it.
 //!
 //! Left to others: who connects where and who is expected there (`mesh`), the sockets (`proxy`), and
 //! issuers that need a network (`control`). Private keys never leave this crate's types and never print.
@@ -11,6 +12,7 @@
 mod book;
 mod certs;
 mod credential;
+mod crl;
 pub mod csr;
 mod dump;
 mod embedded;
@@ -22,6 +24,7 @@ mod verify;
 
 pub use certs::{Certs, Config, IdentityError, Worker};
 pub use credential::Credential;
+pub use crl::{CRL_BYTES_MAX, Crl, CrlError, Side, Watch};
 pub use dump::{CertDump, CertificateView};
 pub use embedded::{EmbeddedCa, OpenError};
 pub use issue::{IssueError, Issued, Issuer, Issuing, Key};

@@ -15,10 +15,13 @@ use rustls::server::ParsedCertificate;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
 };
 use tracing::warn;
 
+use crate::crl::path::{self, Asked};
+use crate::crl::{Crl, Side};
 use crate::leaf;
 
 /// How many identities one error text names; a certificate can hold thousands.
@@ -101,13 +104,43 @@ pub fn peer_id(chain: &[CertificateDer<'_>]) -> Option<SpiffeId> {
     }
 }
 
+/// Whether a peer's chain holds, revocation included if there are lists.
+///
+/// - `plainly`: the same question without revocation; not asked when the answer with it is yes already
+fn holds(
+    crl: Option<&Crl>,
+    asked: &Asked<'_>,
+    plainly: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Some((crl, lists)) = crl.and_then(|crl| Some((crl, crl.lists()?))) else {
+        return plainly();
+    };
+    if path::check(asked, &lists).is_ok() {
+        return Ok(());
+    }
+    plainly()?;
+    crl.reject(asked.side);
+    Err(CertificateError::Revoked.into())
+}
+
 /// Checks a server: chain to the given roots, and one of its identities is expected. No host name is checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ServerCheck {
     pub roots: Arc<RootCertStore>,
     pub provider: Arc<CryptoProvider>,
     /// Empty: nobody passes.
     pub expected: Arc<[SpiffeId]>,
+    pub crl: Option<Crl>,
+}
+
+impl ServerCheck {
+    /// The same check for other identities.
+    pub fn expecting(&self, expected: Arc<[SpiffeId]>) -> Self {
+        Self {
+            expected,
+            ..self.clone()
+        }
+    }
 }
 
 impl ServerCertVerifier for ServerCheck {
@@ -119,15 +152,24 @@ impl ServerCertVerifier for ServerCheck {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let cert = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &self.roots,
+        let asked = Asked {
+            leaf: end_entity,
             intermediates,
+            roots: &self.roots,
             now,
-            algorithms,
-        )?;
+            side: Side::Connecting,
+        };
+        holds(self.crl.as_ref(), &asked, || {
+            let cert = ParsedCertificate::try_from(end_entity)?;
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(
+                &cert,
+                &self.roots,
+                intermediates,
+                now,
+                algorithms,
+            )
+        })?;
         let presented = leaf::identities(end_entity)
             .map(|(found, _)| found)
             .unwrap_or_default();
@@ -181,6 +223,8 @@ impl ServerCertVerifier for ServerCheck {
 #[derive(Debug)]
 pub(crate) struct ClientCheck {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    crl: Option<Crl>,
     /// Byte-wise; aliases are not known here.
     trust_domain: Box<str>,
 }
@@ -191,14 +235,17 @@ impl ClientCheck {
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
         trust_domain: &str,
+        crl: Option<Crl>,
     ) -> Result<Self, Error> {
         // Root names as hints would only make the handshake longer: every client has just one certificate.
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider)
+        let chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider)
             .clear_root_hint_subjects()
             .build()
             .map_err(|why| Error::General(why.to_string()))?;
         Ok(Self {
             chain,
+            roots,
+            crl,
             trust_domain: trust_domain.into(),
         })
     }
@@ -215,9 +262,18 @@ impl ClientCertVerifier for ClientCheck {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let asked = Asked {
+            leaf: end_entity,
+            intermediates,
+            roots: &self.roots,
+            now,
+            side: Side::Accepting,
+        };
+        holds(self.crl.as_ref(), &asked, || {
+            self.chain
+                .verify_client_cert(end_entity, intermediates, now)
+                .map(|_| ())
+        })?;
         let presented = leaf::identities(end_entity)
             .map(|(found, _)| found)
             .unwrap_or_default();
@@ -225,7 +281,7 @@ impl ClientCertVerifier for ClientCheck {
             .iter()
             .any(|id| *id.trust_domain() == *self.trust_domain)
         {
-            return Ok(verified);
+            return Ok(ClientCertVerified::assertion());
         }
         Err(PeerError::ForeignTrustDomain.into())
     }

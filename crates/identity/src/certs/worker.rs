@@ -122,7 +122,7 @@ async fn fetch(
     let issued = tokio::time::timeout(config.issue_deadline, issuer.issue(&id))
         .await
         .unwrap_or(Err(IssueError::Deadline(config.issue_deadline)))?;
-    Credential::new(&id, issued, config.strict, &config.tls)
+    Credential::with(&id, issued, &config)
 }
 
 fn fresh(credential: Credential) -> Fresh<Arc<Credential>> {
