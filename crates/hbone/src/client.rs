@@ -3,14 +3,15 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 use crate::keepalive::Keepalive;
 use crate::settings::RESETS_KEPT;
@@ -34,12 +35,19 @@ where
         .map_err(HandshakeError::H2)?;
     let ping = conn.ping_pong().expect("taken once per connection, here");
     let keepalive = Keepalive::new(ping, settings);
+    let line = Arc::<Line>::default();
     let sender = Sender {
         h2,
-        open: Arc::default(),
+        line: Arc::clone(&line),
         limit: settings.client_streams,
     };
-    Ok((sender, Driver { conn, keepalive }))
+    let driver = Driver {
+        conn,
+        keepalive,
+        line,
+        signal: None,
+    };
+    Ok((sender, driver))
 }
 
 fn builder(settings: &Settings) -> Builder {
@@ -61,15 +69,23 @@ fn builder(settings: &Settings) -> Builder {
 #[derive(Clone)]
 pub struct Sender {
     h2: SendRequest<Bytes>,
-    /// Tunnels open or being opened.
-    open: Arc<AtomicUsize>,
+    line: Arc<Line>,
     limit: usize,
+}
+
+/// What sender, driver and tunnels of one connection share.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// Tunnels open or being opened.
+    open: AtomicUsize,
+    /// Whether the connection was cut; there only if it can be.
+    cut: OnceLock<watch::Sender<bool>>,
 }
 
 impl Sender {
     /// Tunnels open or being opened.
     pub fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.line.open.load(Ordering::Relaxed)
     }
 
     /// Tunnels allowed at once: own limit or the peer's, whichever is smaller. The peer's counts once it is known.
@@ -90,10 +106,10 @@ impl Sender {
 
     /// A place for one more tunnel whatever the limit; beyond the peer's, opening waits until it allows.
     pub fn claim(&self) -> Slot {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.line.open.fetch_add(1, Ordering::Relaxed);
         Slot {
             h2: self.h2.clone(),
-            permit: Permit(self.open.clone()),
+            permit: Permit(Arc::clone(&self.line)),
         }
     }
 
@@ -141,22 +157,54 @@ impl Slot {
 
 /// One counted tunnel.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<AtomicUsize>);
+pub(crate) struct Permit(Arc<Line>);
+
+impl Permit {
+    /// Tells when the connection is cut; `None` if it never is.
+    pub(crate) fn cut(&self) -> Option<watch::Receiver<bool>> {
+        self.0.cut.get().map(watch::Sender::subscribe)
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Moves the frames of one connection, and its PINGs. Ends with the connection; dropping it closes the transport.
 ///
 /// Errors: [`ConnectionError::PingTimeout`] when the peer went silent, [`ConnectionError::H2`] when the transport or
-/// the protocol broke. The open tunnels see an error as well.
+/// the protocol broke, [`ConnectionError::Cut`]. The open tunnels see an error as well.
 #[must_use = "a connection only moves while its driver is polled"]
 pub struct Driver<IO> {
     conn: Connection<IO, Bytes>,
     keepalive: Keepalive,
+    line: Arc<Line>,
+    /// Ends the connection when it is ready.
+    signal: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl<IO> Driver<IO> {
+    /// Cuts the connection as soon as `signal` is ready: its tunnels learn it from [`Tunnel::cut`]. To be called before
+    /// the first tunnel is opened; a second call replaces the signal.
+    pub fn cut_when(mut self, signal: impl Future<Output = ()> + 'static) -> Self {
+        self.line.cut.get_or_init(|| watch::Sender::new(false));
+        self.signal = Some(Box::pin(signal));
+        self
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.signal {
+            Some(signal) => ready!(signal.as_mut().poll(cx)),
+            None => return Poll::Pending,
+        }
+        self.signal = None;
+        if let Some(cut) = self.line.cut.get() {
+            cut.send_replace(true);
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<IO> Future for Driver<IO>
@@ -166,6 +214,9 @@ where
     type Output = Result<(), ConnectionError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(ConnectionError::Cut));
+        }
         if let Poll::Ready(end) = Pin::new(&mut self.conn).poll(cx) {
             return Poll::Ready(end.map_err(ConnectionError::H2));
         }

@@ -26,6 +26,9 @@ pub enum ConnectionError {
     /// A PING stayed unanswered for this long.
     #[error("h2 failed: PING unanswered for {0:?}")]
     PingTimeout(Duration),
+    /// This side cut it, see [`Driver::cut_when`](crate::Driver::cut_when).
+    #[error("connection cut")]
+    Cut,
     /// The transport broke, or one side broke the protocol.
     #[error("h2 failed: {0}")]
     H2(#[from] h2::Error),

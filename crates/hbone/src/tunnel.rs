@@ -36,7 +36,7 @@ impl Tunnel {
         let recv = RecvHalf {
             h2: recv,
             ended: false,
-            _permit: permit,
+            permit,
         };
         Tunnel { send, recv, answer }
     }
@@ -44,6 +44,20 @@ impl Tunnel {
     /// Client: what the peer's 200 said of the destination workload; empty if nothing.
     pub fn peer_baggage(&self) -> Baggage {
         Baggage::parse(self.answer.get_all(BAGGAGE))
+    }
+
+    /// Client: ready once the connection under the tunnel is cut by [`Driver::cut_when`](crate::Driver::cut_when), never
+    /// otherwise. Costs nothing where a connection cannot be cut.
+    pub fn cut(&self) -> impl Future<Output = ()> + use<> {
+        let cut = self.recv.permit.as_ref().and_then(|permit| permit.cut());
+        async move {
+            if let Some(mut cut) = cut
+                && cut.wait_for(|cut| *cut).await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        }
     }
 
     /// The two directions, to be driven apart or together.
@@ -192,7 +206,7 @@ impl Drop for SendHalf {
 pub struct RecvHalf {
     h2: RecvStream,
     ended: bool,
-    _permit: Option<Arc<Permit>>,
+    permit: Option<Arc<Permit>>,
 }
 
 impl RecvHalf {

@@ -1,5 +1,6 @@
 //! HBONE over in-memory pipes: golden bytes against a peer written by hand, and both ends against each other.
 
+mod cut;
 mod ping;
 mod pool;
 mod server;
