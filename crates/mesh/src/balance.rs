@@ -129,10 +129,10 @@ impl Wish<'_> {
 
 fn same(scope: Scope, a: &Workload, b: &Workload) -> bool {
     match scope {
-        Scope::Region => a.locality.region == b.locality.region,
-        Scope::Zone => a.locality.zone == b.locality.zone,
-        Scope::Subzone => a.locality.subzone == b.locality.subzone,
-        Scope::Node => a.node == b.node,
+        Scope::Region => a.place.locality.region == b.place.locality.region,
+        Scope::Zone => a.place.locality.zone == b.place.locality.zone,
+        Scope::Subzone => a.place.locality.subzone == b.place.locality.subzone,
+        Scope::Node => a.place.node == b.place.node,
         Scope::Cluster => a.cluster_id == b.cluster_id,
         Scope::Network => a.network == b.network,
     }

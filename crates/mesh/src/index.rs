@@ -159,6 +159,11 @@ impl Index {
         self.workloads.local(namespace, name, service_account)
     }
 
+    /// The workloads of our node, in no order; all of them when the index is for no node.
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.locals()
+    }
+
     /// The Service of exactly that namespace and host name, whoever asks.
     pub fn service(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
         self.services.get(namespace, hostname)

@@ -31,4 +31,4 @@ pub use ports::{HBONE_PORT, Ports};
 pub use route::{Decision, Flow, Hop, Lookup, Plan, Refusal, Resolve, route};
 pub use service::Service;
 pub use spiffe::SpiffeId;
-pub use workload::{Workload, baggage};
+pub use workload::{Place, Profile, Workload, baggage};

@@ -3,13 +3,13 @@
 //! Leaves to others: what a name refers to (`index`).
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use ipnet::IpNet;
 
 /// A shared immutable string. Equal names of one source should be one allocation: see [`Interner`].
@@ -96,14 +96,25 @@ pub struct NetworkCidr {
 ///
 /// For the border that parses resources: a mesh of 100k workloads has few namespaces, nodes and service lists.
 #[derive(Debug)]
-pub struct Interner<T: ?Sized + Hash + Eq> {
-    held: HashSet<Arc<T>>,
+pub struct Interner<T: ?Sized> {
+    parts: [HashTable<Arc<T>>; PARTS],
+    hash: DefaultHashBuilder,
+    /// Values that came since the last pruning.
+    fresh: usize,
+    /// The part to prune next.
+    next: usize,
 }
 
-impl<T: ?Sized + Hash + Eq> Default for Interner<T> {
+/// Into how many parts an interner is cut, so that pruning is done a part at a time.
+const PARTS: usize = 16;
+
+impl<T: ?Sized> Default for Interner<T> {
     fn default() -> Self {
         Self {
-            held: HashSet::new(),
+            parts: [const { HashTable::new() }; PARTS],
+            hash: DefaultHashBuilder::default(),
+            fresh: 0,
+            next: 0,
         }
     }
 }
@@ -112,39 +123,57 @@ impl<T: ?Sized + Hash + Eq> Interner<T> {
     /// The shared copy of `value`, made now when it is the first.
     pub fn intern<'a>(&mut self, value: &'a T) -> Arc<T>
     where
-        Arc<T>: Borrow<T> + From<&'a T>,
+        Arc<T>: From<&'a T>,
     {
-        if let Some(known) = self.held.get(value) {
+        self.held(value, |value| value.into())
+    }
+
+    /// The shared copy of an owned value: its `Arc`, or itself for a sized one.
+    pub fn share<V: Borrow<T> + Into<Arc<T>>>(&mut self, value: V) -> Arc<T> {
+        self.held(value, Into::into)
+    }
+
+    fn held<V: Borrow<T>>(&mut self, value: V, make: impl FnOnce(V) -> Arc<T>) -> Arc<T> {
+        let hash = self.hash.hash_one(value.borrow());
+        let part = &mut self.parts[part_of(hash)];
+        if let Some(known) = part.find(hash, |known| **known == *value.borrow()) {
             return known.clone();
         }
-        let shared: Arc<T> = value.into();
-        self.held.insert(shared.clone());
+        let shared = make(value);
+        part.insert_unique(hash, shared.clone(), |known| self.hash.hash_one(&**known));
+        self.fresh += 1;
         shared
     }
 
-    /// The shared copy of `value`, for values that are already in an `Arc`.
-    pub fn share(&mut self, value: Arc<T>) -> Arc<T> {
-        if let Some(known) = self.held.get(&value) {
-            return known.clone();
-        }
-        self.held.insert(value.clone());
-        value
-    }
-
-    /// Forgets what nobody else uses any more.
+    /// Forgets some of what nobody else uses any more: a part of it at each call, more when much has come since the last one.
+    ///
+    /// So a call after each change costs in proportion to the change, and what is unused goes within 16 calls.
     pub fn prune(&mut self) {
-        self.held.retain(|value| Arc::strong_count(value) > 1);
+        let due = 1 + std::mem::take(&mut self.fresh) * PARTS / (self.len() + 1);
+        for _ in 0..due.min(PARTS) {
+            let part = &mut self.parts[self.next];
+            part.retain(|value| Arc::strong_count(value) > 1);
+            if part.capacity() > 4 * part.len() {
+                part.shrink_to_fit(|known| self.hash.hash_one(&**known));
+            }
+            self.next = (self.next + 1) % PARTS;
+        }
     }
 
     /// How many distinct values are held.
     pub fn len(&self) -> usize {
-        self.held.len()
+        self.parts.iter().map(HashTable::len).sum()
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.len() == 0
     }
+}
+
+/// By bits that the tables themselves make no use of.
+fn part_of(hash: u64) -> usize {
+    (hash >> 48) as usize % PARTS
 }
 
 #[cfg(test)]
@@ -189,8 +218,25 @@ mod tests {
         let mut names = Interner::<str>::default();
         let (a, b) = (names.intern("shop"), names.intern("shop"));
         assert!(Arc::ptr_eq(&a, &b));
-        drop((a, b));
+        let c = names.share(Str::from("shop"));
+        assert!(Arc::ptr_eq(&a, &c) && names.len() == 1);
+        drop((a, b, c));
         names.prune();
+        assert!(names.is_empty(), "all that is new is looked at");
+    }
+
+    #[test]
+    fn pruning_goes_around() {
+        let mut names = Interner::<str>::default();
+        let held: Vec<Str> = (0..500).map(|i| names.intern(&i.to_string())).collect();
+        names.prune();
+        assert_eq!(names.len(), 500, "all are in use");
+        drop(held);
+        names.prune();
+        assert!((1..500).contains(&names.len()), "a part at a time");
+        for _ in 1..PARTS {
+            names.prune();
+        }
         assert!(names.is_empty());
     }
 }

@@ -5,14 +5,18 @@
 use std::sync::Arc;
 
 use crate::name::{Interner, NamespacedHostname, Str};
-use crate::workload::{Locality, Membership};
+use crate::ports::{PortMapping, Ports};
+use crate::workload::{GatewayAddress, Locality, Membership, Place, Profile};
 
 /// One interner per kind of shared value.
 #[derive(Debug, Default)]
 pub struct Pools {
     texts: Interner<str>,
-    localities: Interner<Locality>,
+    places: Interner<Place>,
+    profiles: Interner<Profile>,
+    gateways: Interner<GatewayAddress>,
     services: Interner<NamespacedHostname>,
+    ports: Interner<[PortMapping]>,
     memberships: Interner<[Membership]>,
     keys: Interner<[Str]>,
 }
@@ -23,14 +27,33 @@ impl Pools {
         self.texts.intern(text)
     }
 
-    /// A locality of three names.
-    pub fn locality(&mut self, region: &str, zone: &str, subzone: &str) -> Arc<Locality> {
-        let locality = Locality {
-            region: self.text(region),
-            zone: self.text(zone),
-            subzone: self.text(subzone),
+    /// A node and its locality: region, zone, subzone.
+    pub fn place(&mut self, node: &str, [region, zone, subzone]: [&str; 3]) -> Arc<Place> {
+        let place = Place {
+            node: self.text(node),
+            locality: Locality {
+                region: self.text(region),
+                zone: self.text(zone),
+                subzone: self.text(subzone),
+            },
         };
-        self.localities.share(Arc::new(locality))
+        self.places.share(place)
+    }
+
+    /// What a workload has in common with others; its names and lists should come from these pools as well.
+    pub fn profile(&mut self, profile: Profile) -> Arc<Profile> {
+        self.profiles.share(profile)
+    }
+
+    /// A reference to a waypoint or gateway.
+    pub fn gateway(&mut self, gateway: GatewayAddress) -> Arc<GatewayAddress> {
+        self.gateways.share(gateway)
+    }
+
+    /// Port mappings.
+    pub fn ports(&mut self, ports: impl IntoIterator<Item = (u16, u16)>) -> Ports {
+        let ports: Ports = ports.into_iter().collect();
+        Ports(self.ports.share(ports.0))
     }
 
     /// The name of a Service.
@@ -39,13 +62,16 @@ impl Pools {
             namespace: self.text(namespace),
             hostname: self.text(hostname),
         };
-        self.services.share(Arc::new(name))
+        self.services.share(name)
     }
 
-    /// A workload's Services, put in the order of their names.
+    /// A workload's Services, put in the order of their names; of one Service the last holds.
     pub fn memberships(&mut self, mut all: Vec<Membership>) -> Arc<[Membership]> {
         all.sort_by(|a, b| a.service.cmp(&b.service));
-        self.memberships.share(all.into())
+        all.reverse();
+        all.dedup_by(|a, b| a.service == b.service);
+        all.reverse();
+        self.memberships.share(Arc::<[Membership]>::from(all))
     }
 
     /// A list of policy keys.
@@ -54,12 +80,15 @@ impl Pools {
         self.keys.share(keys)
     }
 
-    /// Forgets what no resource uses any more.
+    /// Forgets what no resource uses any more, a part of it at each call: see [`Interner::prune`]. To be called after each change.
     pub fn prune(&mut self) {
+        self.profiles.prune();
         self.memberships.prune();
         self.keys.prune();
         self.services.prune();
-        self.localities.prune();
+        self.gateways.prune();
+        self.ports.prune();
+        self.places.prune();
         self.texts.prune();
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn is_internal_port(port: u16, socks: bool) -> bool {
 
 /// Port mappings, sorted by service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ports(Arc<[PortMapping]>);
+pub struct Ports(pub(crate) Arc<[PortMapping]>);
 
 /// One entry of [`Ports`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

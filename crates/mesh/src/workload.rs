@@ -1,9 +1,11 @@
 //! What the mesh knows of one workload, packed for meshes of 100k of them, and the `baggage` text that describes it to peers.
 //!
-//! Leaves to others: finding workloads (`index`), reading them from a file (`local`), showing them (`dump`).
+//! A workload holds what is its own; what the pods of one Deployment, and of one node, have in common they share.
+//! Leaves to others: finding workloads (`index`), sharing what is equal (`pools`), reading them from a file (`local`).
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::name::{NamespacedHostname, NetworkAddress, Str};
@@ -12,13 +14,24 @@ use crate::spiffe::SpiffeId;
 
 /// One workload: a pod, a WorkloadEntry, or an endpoint of a ServiceEntry. Key: `uid`.
 ///
-/// Lists and names are shared (`Arc`) so that the pods of one Deployment hold them once: see [`crate::Interner`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Reads as its [`Profile`] as well: `workload.namespace`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     /// Primary key, e.g. `Kubernetes//Pod/shop/cart-0`.
     pub uid: Str,
-    /// Pod name.
-    pub name: Str,
+    /// Its name, where that is not what follows the last `/` of `uid`: see [`Workload::name`].
+    own_name: Option<Box<str>>,
+    /// Its addresses, never IPv4-mapped; may be empty.
+    pub addresses: Addresses,
+    /// Where it runs.
+    pub place: Arc<Place>,
+    /// What it has in common with others of its kind.
+    pub profile: Arc<Profile>,
+}
+
+/// What the pods of one Deployment have in common. Shared by those that are equal: see [`crate::Pools::profile`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Profile {
     /// Kubernetes namespace.
     pub namespace: Str,
     /// Trust domain of its identity.
@@ -27,8 +40,6 @@ pub struct Workload {
     pub service_account: Str,
     /// Network its addresses are on; empty for the default one.
     pub network: Str,
-    /// Node it runs on; empty when it has none.
-    pub node: Str,
     /// Name to resolve when it has no usable address; else empty.
     pub hostname: Str,
     /// Name of the owner (Deployment…), for telemetry.
@@ -39,11 +50,7 @@ pub struct Workload {
     pub canonical_revision: Str,
     /// Cluster it belongs to.
     pub cluster_id: Str,
-    /// Region, zone, subzone.
-    pub locality: Arc<Locality>,
-    /// Its addresses, never IPv4-mapped; may be empty.
-    pub addresses: Box<[IpAddr]>,
-    /// The Services it is an endpoint of, with its own port mappings, sorted by name.
+    /// The Services it is an endpoint of, with its own port mappings, sorted by name, each once.
     pub services: Arc<[Membership]>,
     /// Keys (`namespace/name`) of the selector policies that apply to it.
     pub authorization_policies: Arc<[Str]>,
@@ -67,24 +74,19 @@ pub struct Workload {
     pub native_tunnel: bool,
 }
 
-impl Default for Workload {
-    /// An anonymous healthy workload of weight 1, reached by plain TCP.
+impl Default for Profile {
+    /// Anonymous and healthy, of weight 1, reached by plain TCP.
     fn default() -> Self {
         Self {
-            uid: Str::default(),
-            name: Str::default(),
             namespace: Str::default(),
             trust_domain: Str::default(),
             service_account: Str::default(),
             network: Str::default(),
-            node: Str::default(),
             hostname: Str::default(),
             workload_name: Str::default(),
             canonical_name: Str::default(),
             canonical_revision: Str::default(),
             cluster_id: Str::default(),
-            locality: Arc::default(),
-            addresses: Box::default(),
             services: Arc::default(),
             authorization_policies: Arc::default(),
             waypoint: None,
@@ -100,7 +102,40 @@ impl Default for Workload {
     }
 }
 
+impl Deref for Workload {
+    type Target = Profile;
+
+    fn deref(&self) -> &Profile {
+        &self.profile
+    }
+}
+
 impl Workload {
+    /// A workload of that uid and name, with what it shares with others.
+    pub fn new(
+        uid: Str,
+        name: &str,
+        addresses: impl Into<Addresses>,
+        place: Arc<Place>,
+        profile: Arc<Profile>,
+    ) -> Self {
+        let own_name = (last_part(&uid) != name).then(|| name.into());
+        Self {
+            uid,
+            own_name,
+            addresses: addresses.into(),
+            place,
+            profile,
+        }
+    }
+
+    /// Pod name.
+    pub fn name(&self) -> &str {
+        self.own_name
+            .as_deref()
+            .unwrap_or_else(|| last_part(&self.uid))
+    }
+
     /// The identity its peers must see.
     pub fn identity(&self) -> SpiffeId {
         SpiffeId::new(
@@ -124,10 +159,82 @@ impl Workload {
             .find(|m| *m.service.hostname == *hostname && *m.service.namespace == *namespace)
     }
 
+    /// The same with a changed profile, not shared with anyone.
+    pub fn with(mut self, change: impl FnOnce(&mut Profile)) -> Self {
+        change(Arc::make_mut(&mut self.profile));
+        self
+    }
+
     /// Whether it is a pod, by the form of its uid.
     pub fn is_pod(&self) -> bool {
         self.uid.contains("//Pod/")
     }
+}
+
+/// What follows the last `/`; all of it when there is none.
+fn last_part(uid: &str) -> &str {
+    uid.rsplit_once('/').map_or(uid, |(_, last)| last)
+}
+
+/// A workload's addresses: nearly always one, and then not in an allocation of its own. Reads as a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses(Held);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Held {
+    One(IpAddr),
+    Other(Box<[IpAddr]>),
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self(Held::Other(Box::default()))
+    }
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match &self.0 {
+            Held::One(only) => std::slice::from_ref(only),
+            Held::Other(all) => all,
+        }
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(all: I) -> Self {
+        let mut all = all.into_iter();
+        match (all.next(), all.next()) {
+            (None, _) => Self::default(),
+            (Some(only), None) => Self(Held::One(only)),
+            (Some(first), Some(second)) => Self(Held::Other(
+                [first, second].into_iter().chain(all).collect(),
+            )),
+        }
+    }
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(all: Vec<IpAddr>) -> Self {
+        all.into_iter().collect()
+    }
+}
+
+impl<const N: usize> From<[IpAddr; N]> for Addresses {
+    fn from(all: [IpAddr; N]) -> Self {
+        all.into_iter().collect()
+    }
+}
+
+/// Where a workload runs. Shared by all on one node: see [`crate::Pools::place`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Node it runs on; empty when it has none.
+    pub node: Str,
+    /// Region, zone, subzone.
+    pub locality: Locality,
 }
 
 /// A workload's part in one Service.
@@ -266,8 +373,8 @@ pub fn baggage(workload: &Workload) -> String {
         (owner, &workload.workload_name),
         ("service.name", &workload.canonical_name),
         ("service.version", &workload.canonical_revision),
-        ("cloud.region", &workload.locality.region),
-        ("cloud.availability_zone", &workload.locality.zone),
+        ("cloud.region", &workload.place.locality.region),
+        ("cloud.availability_zone", &workload.place.locality.zone),
     ];
     let mut text = String::new();
     for (key, value) in items {
@@ -289,20 +396,24 @@ mod tests {
 
     #[test]
     fn baggage_in_order() {
-        let cart = Workload {
+        let place = Place {
+            locality: Locality {
+                region: "eu-1".into(),
+                zone: "eu-1b".into(),
+                subzone: "x".into(),
+            },
+            ..Place::default()
+        };
+        let profile = Profile {
             cluster_id: "c1".into(),
             namespace: "shop".into(),
             workload_name: "cart".into(),
             workload_type: Some(WorkloadType::Deployment),
             canonical_name: "cart".into(),
             canonical_revision: "v3".into(),
-            locality: Arc::new(Locality {
-                region: "eu-1".into(),
-                zone: "eu-1b".into(),
-                subzone: "x".into(),
-            }),
-            ..Workload::default()
+            ..Profile::default()
         };
+        let cart = Workload::new("u".into(), "cart-0", [], place.into(), profile.into());
         assert_eq!(
             baggage(&cart),
             "k8s.cluster.name=c1,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart,\
@@ -312,20 +423,48 @@ mod tests {
 
     #[test]
     fn baggage_leaves_out_what_is_absent_or_unfit() {
-        let odd = Workload {
-            namespace: "shop".into(),
-            workload_name: "w".into(),
-            workload_type: Some(WorkloadType::Pod),
-            canonical_name: "a,b=c".into(),
-            canonical_revision: "v\n1".into(),
-            ..Workload::default()
-        };
+        let odd = Workload::default().with(|profile| {
+            profile.namespace = "shop".into();
+            profile.workload_name = "w".into();
+            profile.workload_type = Some(WorkloadType::Pod);
+            profile.canonical_name = "a,b=c".into();
+            profile.canonical_revision = "v\n1".into();
+        });
         assert_eq!(baggage(&odd), "k8s.namespace.name=shop,k8s.pod.name=w");
         assert_eq!(baggage(&Workload::default()), "");
     }
 
     #[test]
+    fn names_are_kept_only_where_the_uid_does_not_tell() {
+        let cases = [
+            ("k//Pod/shop/cart-0", "cart-0", false),
+            ("k//Pod/shop/cart-0", "cart", true),
+            ("k//Pod/shop/cart-0", "", true),
+            ("cart-0", "cart-0", false),
+            ("", "", false),
+            ("shop/", "", false),
+        ];
+        for (uid, name, kept) in cases {
+            let workload = Workload::new(uid.into(), name, [], Arc::default(), Arc::default());
+            assert_eq!(workload.name(), name, "{uid}");
+            assert_eq!(workload.own_name.is_some(), kept, "{uid}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_a_slice() {
+        let ips: Vec<IpAddr> = ["10.0.0.1", "2001:db8::1", "10.0.0.1"]
+            .map(|ip| ip.parse().expect("an address"))
+            .into();
+        for count in 0..=ips.len() {
+            let held: Addresses = ips[..count].iter().copied().collect();
+            assert_eq!(*held, ips[..count]);
+            assert_eq!(held, Addresses::from(ips[..count].to_vec()));
+        }
+    }
+
+    #[test]
     fn stays_small() {
-        assert!(size_of::<Workload>() <= 304, "{}", size_of::<Workload>());
+        assert!(size_of::<Workload>() <= 72, "{}", size_of::<Workload>());
     }
 }

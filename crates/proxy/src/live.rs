@@ -170,7 +170,7 @@ impl Live {
             };
             let local = &mut guarded.subject.local;
             let current =
-                index.local_workload(&local.namespace, &local.name, &local.service_account);
+                index.local_workload(&local.namespace, local.name(), &local.service_account);
             let moved = current.filter(|c| !Arc::ptr_eq(c, local)).cloned();
             let workload_changed = moved.is_some();
             if let Some(current) = moved {

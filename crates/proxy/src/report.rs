@@ -176,7 +176,7 @@ fn peer(end: &End, mutual_tls: bool) -> Peer {
         address: end.address,
         workload: workload.map_or_else(
             || baggage.and_then(|b| b.service.clone()),
-            |w| known(&w.name),
+            |w| (!w.name().is_empty()).then(|| w.name().into()),
         ),
         namespace: workload.map_or_else(
             || baggage.and_then(|b| b.namespace.clone()),

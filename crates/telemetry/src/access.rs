@@ -69,7 +69,7 @@ impl Peer {
     pub fn of(workload: &mesh::Workload, address: SocketAddr, identity: Option<SpiffeId>) -> Self {
         Self {
             address: Some(address),
-            workload: Some(workload.name.clone()),
+            workload: Some(workload.name().into()),
             namespace: Some(workload.namespace.clone()),
             identity,
             cluster: Some(workload.cluster_id.clone()),

@@ -44,11 +44,10 @@ fn dry(policy: Policy) -> Policy {
 }
 
 fn local(listed: &[&str]) -> Workload {
-    Workload {
-        namespace: "shop".into(),
-        authorization_policies: listed.iter().map(|key| Str::from(*key)).collect(),
-        ..Workload::default()
-    }
+    Workload::default().with(|profile| {
+        profile.namespace = "shop".into();
+        profile.authorization_policies = listed.iter().map(|key| Str::from(*key)).collect();
+    })
 }
 
 fn index(policies: &[Policy]) -> Index {

@@ -8,30 +8,37 @@ use rand::rngs::SmallRng;
 use super::*;
 use crate::index::Resource;
 use crate::service::HealthPolicy;
-use crate::workload::{Locality, Membership};
+use crate::workload::{Locality, Membership, Place, Profile};
+
+fn place(node: &str, [region, zone, subzone]: [&str; 3]) -> Arc<Place> {
+    Arc::new(Place {
+        node: node.into(),
+        locality: Locality {
+            region: region.into(),
+            zone: zone.into(),
+            subzone: subzone.into(),
+        },
+    })
+}
 
 fn at(uid: &str, network: &str, region: &str, zone: &str, capacity: u32) -> Workload {
     let service = crate::NamespacedHostname {
         namespace: "a".into(),
         hostname: "s".into(),
     };
-    Workload {
-        uid: uid.into(),
+    let profile = Profile {
         network: network.into(),
-        locality: Arc::new(Locality {
-            region: region.into(),
-            zone: zone.into(),
-            ..Locality::default()
-        }),
         capacity,
-        addresses: ["10.0.0.1".parse().expect("an address")].into(),
         services: [Membership {
             service: Arc::new(service),
             ports: Default::default(),
         }]
         .into(),
-        ..Workload::default()
-    }
+        ..Profile::default()
+    };
+    let addresses = ["10.0.0.1".parse().expect("an address")];
+    let place = place("", [region, zone, ""]);
+    Workload::new(uid.into(), uid, addresses, place, profile.into())
 }
 
 fn service(preferences: &[Scope], mode: BalanceMode) -> Service {
@@ -152,60 +159,25 @@ fn ranks_without_the_network_first_stop_at_a_mismatch() {
 
 #[test]
 fn every_scope_is_compared() {
-    let near = Workload {
-        node: "o".into(),
-        cluster_id: "c".into(),
-        ..at("near", "n", "r", "z", 1)
-    };
-    let locality = |region: &str, zone: &str, subzone: &str| {
-        Arc::new(Locality {
-            region: region.into(),
-            zone: zone.into(),
-            subzone: subzone.into(),
-        })
+    let mut near = at("near", "n", "", "", 1).with(|profile| profile.cluster_id = "c".into());
+    near.place = place("o", ["r", "z", ""]);
+    let elsewhere = |node: &str, locality: [&str; 3]| {
+        let mut other = near.clone();
+        other.place = place(node, locality);
+        other
     };
     let cases = [
-        (
-            Scope::Region,
-            Workload {
-                locality: locality("x", "z", ""),
-                ..near.clone()
-            },
-        ),
-        (
-            Scope::Zone,
-            Workload {
-                locality: locality("r", "x", ""),
-                ..near.clone()
-            },
-        ),
-        (
-            Scope::Subzone,
-            Workload {
-                locality: locality("r", "z", "x"),
-                ..near.clone()
-            },
-        ),
-        (
-            Scope::Node,
-            Workload {
-                node: "x".into(),
-                ..near.clone()
-            },
-        ),
+        (Scope::Region, elsewhere("o", ["x", "z", ""])),
+        (Scope::Zone, elsewhere("o", ["r", "x", ""])),
+        (Scope::Subzone, elsewhere("o", ["r", "z", "x"])),
+        (Scope::Node, elsewhere("x", ["r", "z", ""])),
         (
             Scope::Cluster,
-            Workload {
-                cluster_id: "x".into(),
-                ..near.clone()
-            },
+            near.clone().with(|profile| profile.cluster_id = "x".into()),
         ),
         (
             Scope::Network,
-            Workload {
-                network: "x".into(),
-                ..near.clone()
-            },
+            near.clone().with(|profile| profile.network = "x".into()),
         ),
     ];
     for (scope, other) in cases {

@@ -425,9 +425,9 @@ impl<'a> WorkloadView<'a> {
             capacity: workload.capacity,
             cluster_id: &workload.cluster_id,
             hostname: &workload.hostname,
-            locality: (*workload.locality != Locality::default())
-                .then(|| LocalityView::of(&workload.locality)),
-            name: &workload.name,
+            locality: (workload.place.locality != Locality::default())
+                .then(|| LocalityView::of(&workload.place.locality)),
+            name: workload.name(),
             namespace: &workload.namespace,
             native_tunnel: workload.native_tunnel,
             network: &workload.network,
@@ -436,7 +436,7 @@ impl<'a> WorkloadView<'a> {
                 NetworkMode::Standard => "Standard",
                 NetworkMode::HostNetwork => "HostNetwork",
             },
-            node: &workload.node,
+            node: &workload.place.node,
             protocol: match workload.protocol {
                 Protocol::Tcp => "TCP",
                 Protocol::Hbone => "HBONE",

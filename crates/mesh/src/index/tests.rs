@@ -372,10 +372,7 @@ fn a_policy_that_changes_its_scope_moves() {
         local::parse(&text).expect("a good file").remove(0)
     };
     let mut index = Index::default();
-    let here = Workload {
-        namespace: "a".into(),
-        ..Workload::default()
-    };
+    let here = Workload::default().with(|profile| profile.namespace = "a".into());
     for (scope, applies) in [
         ("Global", 1),
         ("Namespace", 1),

@@ -72,15 +72,19 @@ impl Workloads {
             .find(|w| *w.namespace == *namespace && *w.service_account == *service_account)
     }
 
+    pub(super) fn locals(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.local.values().flatten()
+    }
+
     pub(super) fn is_local(&self, workload: &Workload) -> bool {
-        self.node.is_empty() || self.node == workload.node
+        self.node.is_empty() || self.node == workload.place.node
     }
 
     /// Puts in a workload whose uid is not there.
     pub(super) fn insert(&mut self, workload: Arc<Workload>) {
         if workload.network_mode == NetworkMode::Standard && !workload.addresses.is_empty() {
             let network = self.by_ip.entry(workload.network.clone()).or_default();
-            for ip in &workload.addresses {
+            for ip in workload.addresses.iter() {
                 network.entry(address_key(*ip)).or_default().add(&workload);
             }
         }
@@ -95,7 +99,7 @@ impl Workloads {
         }
         if self.is_local(&workload) {
             add(
-                self.local.entry(workload.name.clone()).or_default(),
+                self.local.entry(workload.name().into()).or_default(),
                 &workload,
                 by_uid,
             );
@@ -119,7 +123,7 @@ impl Workloads {
             }
         }
         take_out(&mut self.by_hostname, &old.hostname, uid);
-        take_out(&mut self.local, &old.name, uid);
+        take_out(&mut self.local, old.name(), uid);
         Some(old)
     }
 }

@@ -16,8 +16,8 @@ use crate::service::{
 };
 use crate::spiffe::SpiffeId;
 use crate::workload::{
-    ApplicationTunnel, Destination, GatewayAddress, Health, Locality, Membership, NetworkMode,
-    Protocol, TunnelFormat, Workload,
+    Addresses, ApplicationTunnel, Destination, GatewayAddress, Health, Locality, Membership,
+    NetworkMode, Place, Profile, Protocol, TunnelFormat, Workload,
 };
 
 const NAMES: [&str; 3] = ["a", "b", ""];
@@ -127,24 +127,31 @@ impl<'a> Draw<'a> {
         });
         services.sort();
         services.dedup_by(|a, b| a.service == b.service);
-        Workload {
-            uid: self.of(&UIDS).into(),
-            name: self.name(),
+        let (uid, name, node, region, zone) = (
+            self.of(&UIDS),
+            self.name(),
+            self.name(),
+            self.name(),
+            self.name(),
+        );
+        let addresses: Addresses = self.some(3, Self::ip).into();
+        let place = Place {
+            node,
+            locality: Locality {
+                region,
+                zone,
+                subzone: Str::default(),
+            },
+        };
+        let profile = Profile {
             namespace: self.name(),
             service_account: self.name(),
             network: self.of(&NETWORKS).into(),
-            node: self.name(),
             hostname: if self.seldom() {
                 self.of(&["h", "g"]).into()
             } else {
                 Str::default()
             },
-            locality: Arc::new(Locality {
-                region: self.name(),
-                zone: self.name(),
-                subzone: Str::default(),
-            }),
-            addresses: self.some(3, Self::ip).into(),
             services: services.into(),
             authorization_policies: self.some(2, Self::policy_key).into(),
             waypoint: self.seldom().then(|| Arc::new(self.gateway())),
@@ -165,8 +172,9 @@ impl<'a> Draw<'a> {
             } else {
                 Health::Healthy
             },
-            ..Workload::default()
-        }
+            ..Profile::default()
+        };
+        Workload::new(uid.into(), &name, addresses, place.into(), profile.into())
     }
 
     fn service(&mut self) -> Service {

@@ -18,8 +18,8 @@ use crate::service::{
     Visibility, WeightedWaypoint,
 };
 use crate::workload::{
-    ApplicationTunnel, Destination, GatewayAddress, Health, Membership, NetworkMode, Protocol,
-    TunnelFormat, Workload,
+    Addresses, ApplicationTunnel, Destination, GatewayAddress, Health, Membership, NetworkMode,
+    Profile, Protocol, TunnelFormat, Workload,
 };
 
 #[derive(Default, Deserialize)]
@@ -99,25 +99,16 @@ impl WorkloadEntry {
                 ports: ports(map),
             });
         let services = services.collect();
-        Workload {
-            uid: self.uid.map_or_else(Str::default, |uid| uid.value.into()),
-            name: self.name.into(),
+        let profile = Profile {
             namespace: pools.text(&self.namespace),
             trust_domain: pools.text(&self.trust_domain),
             service_account: pools.text(&self.service_account),
             network: pools.text(&self.network),
-            node: pools.text(&self.node),
             hostname: pools.text(&self.hostname),
             workload_name: pools.text(&self.workload_name),
             canonical_name: pools.text(&self.canonical_name),
             canonical_revision: pools.text(&self.canonical_revision),
             cluster_id: pools.text(&self.cluster_id),
-            locality: pools.locality(
-                &self.locality.region,
-                &self.locality.zone,
-                &self.locality.subzone,
-            ),
-            addresses: self.workload_ips.into_iter().map(|Text(ip)| ip).collect(),
             services: pools.memberships(services),
             authorization_policies: pools
                 .keys(self.authorization_policies.iter().map(String::as_str)),
@@ -137,7 +128,20 @@ impl WorkloadEntry {
             workload_type: self.workload_type.and_then(|Text(TypeName(kind))| kind),
             status: self.status,
             native_tunnel: self.native_tunnel,
-        }
+        };
+        let LocalityEntry {
+            region,
+            zone,
+            subzone,
+        } = self.locality;
+        let addresses: Addresses = self.workload_ips.into_iter().map(|Text(ip)| ip).collect();
+        Workload::new(
+            self.uid.map_or_else(Str::default, |uid| uid.value.into()),
+            &self.name,
+            addresses,
+            pools.place(&self.node, [&region, &zone, &subzone]),
+            pools.profile(profile),
+        )
     }
 }
 

@@ -208,10 +208,7 @@ fn socks_port_is_ours_while_it_is_open() {
 #[test]
 fn private_service_is_nothing_to_other_namespaces() {
     let index = mesh();
-    let stranger = Workload {
-        namespace: "other".into(),
-        ..Workload::default()
-    };
+    let stranger = Workload::default().with(|profile| profile.namespace = "other".into());
     let asked = Flow {
         source: Arc::new(stranger),
         ..flow(&index, "c", "10.1.0.19:80")
@@ -240,10 +237,7 @@ fn a_waypoint_is_recognised_by_identity_and_address() {
     assert_eq!(asked(same.clone(), "10.0.0.99"), through);
     assert_eq!(
         asked(
-            Workload {
-                service_account: "x".into(),
-                ..same
-            },
+            same.with(|profile| profile.service_account = "x".into()),
             "10.0.0.21"
         ),
         through

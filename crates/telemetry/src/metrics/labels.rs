@@ -109,8 +109,8 @@ impl From<&mesh::Workload> for WorkloadLabels {
             app: workload.canonical_name.clone(),
             version: workload.canonical_revision.clone(),
             cluster: workload.cluster_id.clone(),
-            region: workload.locality.region.clone(),
-            zone: workload.locality.zone.clone(),
+            region: workload.place.locality.region.clone(),
+            zone: workload.place.locality.zone.clone(),
         }
     }
 }
