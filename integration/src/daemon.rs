@@ -429,7 +429,7 @@ fn settings(node: &Node, env: &[(String, String)]) -> Vec<(String, String)> {
         ("RUST_LOG".to_owned(), "info".to_owned()),
         ("RUST_BACKTRACE".to_owned(), "1".to_owned()),
     ];
-    for (key, value) in env {
+    for (key, value) in node.env.iter().chain(env) {
         all.retain(|(known, _)| known != key);
         if !value.is_empty() {
             all.push((key.clone(), value.clone()));

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod daemon;
 pub mod demo;
 pub mod http;
+pub mod istiod;
 pub mod leftovers;
 pub mod metrics;
 pub mod model;
@@ -22,6 +23,7 @@ pub mod world;
 
 pub use access::AccessLine;
 pub use daemon::{Daemon, Exit};
+pub use istiod::Istiod;
 pub use metrics::Metrics;
 pub use model::{Model, Policy, Service};
 pub use pod::{App, Pod};

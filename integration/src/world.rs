@@ -10,6 +10,9 @@
 //!        10.244.1.10   .11                             10.244.2.10   10.244.2.200
 //! ```
 //!
+//! A world under a control plane has one more namespace on the wire, 172.31.0.100 and fd31::64; its daemons are told
+//! there what others read from files.
+//!
 //! Packets between nodes cross `wire0`, where they can be captured. Each daemon lives in a namespace of its own, as a
 //! DaemonSet pod does, so that an old and a new one can run at the same time. Everything is named after the world's
 //! id, so several worlds live side by side, and all of it goes when the world is dropped or its process dies.
@@ -28,6 +31,7 @@ use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::daemon::Daemon;
+use crate::istiod::{Istiod, Place};
 use crate::model::{self, Model, PodRecord, Service};
 use crate::pod::Pod;
 use crate::wire::Capture;
@@ -39,6 +43,13 @@ pub const APPLY_MAX: Duration = Duration::from_secs(20);
 const FIRST_POD: u8 = 10;
 /// Address part of the first daemon of a node.
 const FIRST_DAEMON: u8 = 200;
+
+/// Address part of the control plane on the wire.
+const CONTROL: u8 = 100;
+/// Port of discovery, in the control plane's own namespace.
+const XDS_PORT: u16 = 15012;
+/// Port of the certificate service there.
+const CA_PORT: u16 = 15013;
 
 /// What a world is made of.
 #[derive(Debug, Clone, Default)]
@@ -157,6 +168,8 @@ pub struct Node {
     pub ca: PathBuf,
     /// where its daemon pins; on a bpffs of this node's own
     pub pins: PathBuf,
+    /// variables that its daemons get besides the usual ones; an empty value removes one
+    pub env: Vec<(String, String)>,
     daemons: Arc<AtomicU32>,
 }
 
@@ -198,6 +211,7 @@ impl Node {
             pins: dir.join(format!("{name}-bpf")).join("ztunnel"),
             dir,
             name,
+            env: Vec::new(),
             daemons: Arc::default(),
         })
     }
@@ -267,6 +281,7 @@ pub struct World {
     nodes: Vec<Node>,
     pods: Vec<Pod>,
     model: Mutex<Model>,
+    istiod: Option<Istiod>,
     reaper: Option<Child>,
     kept: bool,
 }
@@ -277,6 +292,18 @@ impl World {
     ///
     /// Errors: no root, a missing tool, or whatever `ip`, mount or the cgroup hierarchy refuse.
     pub fn raise(layout: &Layout) -> Result<Self> {
+        Self::make(layout, false)
+    }
+
+    /// The same under a control plane: daemons get workloads, services, policies and certificates from there. It serves
+    /// when this returns, and says what the model says; the enrolment stays a file.
+    ///
+    /// Errors: as there.
+    pub fn raise_under_istiod(layout: &Layout) -> Result<Self> {
+        Self::make(layout, true)
+    }
+
+    fn make(layout: &Layout, controlled: bool) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         place::require()?;
         leftovers::sweep();
@@ -294,11 +321,15 @@ impl World {
             nodes: Vec::new(),
             pods: Vec::new(),
             model: Mutex::default(),
+            istiod: None,
             reaper,
             kept: false,
         };
         world.make_wire(layout.nodes)?;
         world.make_files()?;
+        if controlled {
+            world.make_control_plane()?;
+        }
         for plan in &layout.pods {
             world.add_pod(plan)?;
         }
@@ -343,6 +374,20 @@ impl World {
     /// All pods.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
+    }
+
+    /// The control plane.
+    ///
+    /// Panics: the world has none.
+    pub fn istiod(&self) -> &Istiod {
+        self.istiod.as_ref().expect("a world under a control plane")
+    }
+
+    /// The control plane, to stop or start it.
+    ///
+    /// Panics: the world has none.
+    pub fn istiod_mut(&mut self) -> &mut Istiod {
+        self.istiod.as_mut().expect("a world under a control plane")
     }
 
     /// Starts a daemon on a node and waits until it is ready.
@@ -397,6 +442,9 @@ impl World {
             .filter(|pod| model.enrolled(pod))
             .map(|pod| pod.name.clone())
             .collect();
+        if let Some(istiod) = &self.istiod {
+            istiod.publish(&model, &enrolled)?;
+        }
         model::replace(&self.dir().join("mesh.yaml"), &model.state(&enrolled))
     }
 
@@ -582,6 +630,52 @@ impl World {
         Ok(())
     }
 
+    fn make_control_plane(&mut self) -> Result<()> {
+        let (wire, mine) = (format!("{}-wire", self.id), format!("{}-istiod", self.id));
+        netns::make(&mine)?;
+        netns::ip(
+            None,
+            &[format!(
+                "link add istiod netns {wire} type veth peer name wire0 netns {mine}"
+            )],
+        )?;
+        netns::ip(Some(&wire), &["link set istiod master br0 up".to_owned()])?;
+        let (v4, v6) = (
+            Ipv4Addr::new(172, 31, 0, CONTROL),
+            Ipv6Addr::new(0xfd31, 0, 0, 0, 0, 0, 0, CONTROL.into()),
+        );
+        let mut lines = vec![
+            "link set lo up".to_owned(),
+            "link set wire0 up".to_owned(),
+            format!("addr add {v4}/24 dev wire0"),
+            format!("addr add {v6}/64 dev wire0 nodad"),
+        ];
+        for node in &self.nodes {
+            lines.push(format!("route add {}/24 via {}", node.v4(0), node.wire4));
+            lines.push(format!("route add {}/64 via {}", node.v6(0), node.wire6));
+        }
+        netns::ip(Some(&mine), &lines)?;
+        let place = |port| Place {
+            netns: Some(netns::path(&mine)),
+            address: (v4, port).into(),
+        };
+        let (v4, v6) = (v4.to_string(), v6.to_string());
+        let names = [v4.as_str(), v6.as_str(), "istiod.istio-system.svc"];
+        let dir = self.dir().join("istiod");
+        let istiod = Istiod::start(&dir, &names, place(XDS_PORT), place(CA_PORT))?;
+        for node in &mut self.nodes {
+            node.env = istiod.env();
+            for (key, value) in [
+                ("POD_NAME", format!("ztunnel-{}", node.name)),
+                ("POD_NAMESPACE", "istio-system".to_owned()),
+            ] {
+                node.env.push((key.to_owned(), value));
+            }
+        }
+        self.istiod = Some(istiod);
+        Ok(())
+    }
+
     fn make_files(&self) -> Result<()> {
         for node in &self.nodes {
             cgroup::make(&node.kubepods)?;
@@ -602,6 +696,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        drop(self.istiod.take());
         if !self.kept
             && let Err(error) = leftovers::demolish(&self.id)
         {

@@ -1,0 +1,324 @@
+//! A control plane to try the daemon with: discovery and certificates over real gRPC and TLS, behaving as istiod does,
+//! with handles to make it misbehave and a record of what its clients did.
+//!
+//! ```text
+//! Istiod ── Shared: Store (what to say), Settings (how), Authority (keys), Record (what happened)
+//!    │ xds, ca: a Server each, so that one can be down without the other
+//!    └ Server: accept ─ TLS ─ HTTP/2 ─┬ ads::Discovery: a task per stream around a Session
+//!                                     └ ca::Certificates
+//! ```
+
+pub mod authority;
+pub mod gate;
+pub mod messages;
+pub mod record;
+pub mod server;
+pub mod session;
+pub mod store;
+
+mod ads;
+mod ca;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use proto::discovery::DeltaDiscoveryResponse;
+use rustls::ServerConfig;
+use tokio::sync::broadcast;
+use tonic::{Code, Request, Status};
+
+pub use authority::{Authority, Issued, Signer};
+pub use record::{Caller, Event, Record};
+pub use server::{Place, Server};
+pub use store::{Content, Kind, Store};
+
+use crate::model::Model;
+
+/// The cluster that clients must name: the default of a daemon.
+pub const CLUSTER_ID: &str = "Kubernetes";
+/// The token that is valid at the beginning.
+pub const TOKEN: &str = "first-token";
+/// Orders to streams that may wait.
+const ORDERS_MAX: usize = 256;
+
+/// How discovery behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Xds {
+    /// As istiod.
+    Serve,
+    /// Streams are taken and read, nothing is answered.
+    Silent,
+    /// New streams are refused; open ones go on.
+    Refuse(Code, String),
+}
+
+/// How the certificate service behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ca {
+    /// Signs for this long, or for as long as was asked.
+    Issue(Option<Duration>),
+    /// Refuses.
+    Refuse(Code, String),
+    /// Takes requests and never answers.
+    Hang,
+    /// Answers with this chain, whatever was asked.
+    Answer(Vec<String>),
+}
+
+/// What a test can turn while it runs.
+pub struct Settings {
+    /// tokens that are valid
+    pub tokens: Vec<String>,
+    /// discovery
+    pub xds: Xds,
+    /// certificates
+    pub ca: Ca,
+    tls: Arc<ServerConfig>,
+}
+
+/// An order to every open stream.
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    /// end, with a status or cleanly
+    Sever(Option<(Code, String)>),
+    /// send this
+    Send(DeltaDiscoveryResponse),
+}
+
+/// What the parts share.
+pub struct Shared {
+    /// what there is to say
+    pub store: Store,
+    /// what happened
+    pub record: Record,
+    settings: Mutex<Settings>,
+    authority: Mutex<Authority>,
+    orders: broadcast::Sender<Order>,
+    streams: AtomicU64,
+}
+
+impl Shared {
+    /// What can be turned.
+    pub fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The authority for workloads.
+    pub fn authority(&self) -> MutexGuard<'_, Authority> {
+        self.authority
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_stream(&self) -> u64 {
+        self.streams.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Who calls, checked.
+    fn admit<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = request
+            .extensions()
+            .get::<Caller>()
+            .cloned()
+            .unwrap_or_default();
+        let checked = gate::caller(&caller, &self.settings().tokens, CLUSTER_ID);
+        match checked {
+            Ok(()) => Ok(caller),
+            Err(why) => Err(self.refuse(caller, Status::unauthenticated(why))),
+        }
+    }
+
+    fn refuse(&self, caller: Caller, status: Status) -> Status {
+        let why = status.message().to_owned();
+        self.record.add(Event::Refused { caller, why });
+        status
+    }
+}
+
+/// A control plane. Dropping it ends its threads.
+pub struct Istiod {
+    shared: Arc<Shared>,
+    front: Signer,
+    dir: PathBuf,
+    /// discovery
+    pub xds: Server,
+    /// certificates
+    pub ca: Server,
+}
+
+impl Istiod {
+    /// Begins to serve.
+    ///
+    /// - `dir`: for the files that daemons are given: root and token
+    /// - `names`: of the server's certificate, host names or addresses
+    ///
+    /// Errors: a file cannot be written or an address not be bound.
+    pub fn start(dir: &Path, names: &[&str], xds: Place, ca: Place) -> Result<Self> {
+        let front = Signer::root()?;
+        let settings = Settings {
+            tokens: vec![TOKEN.to_owned()],
+            xds: Xds::Serve,
+            ca: Ca::Issue(None),
+            tls: front.server(&owned(names))?,
+        };
+        let shared = Arc::new(Shared {
+            store: Store::default(),
+            record: Record::default(),
+            settings: Mutex::new(settings),
+            authority: Mutex::new(Authority::new()?),
+            orders: broadcast::Sender::new(ORDERS_MAX),
+            streams: AtomicU64::new(0),
+        });
+        let mut istiod = Self {
+            xds: Server::new(xds, Arc::clone(&shared)),
+            ca: Server::new(ca, Arc::clone(&shared)),
+            shared,
+            front,
+            dir: dir.to_owned(),
+        };
+        authority::write(&istiod.root_file(), istiod.front.pem())?;
+        authority::write(&istiod.token_file(), TOKEN)?;
+        istiod.xds.start()?;
+        istiod.ca.start()?;
+        Ok(istiod)
+    }
+
+    /// The root that the server's own certificate leads to.
+    pub fn root_file(&self) -> PathBuf {
+        self.dir.join("root-cert.pem")
+    }
+
+    /// The token that daemons show.
+    pub fn token_file(&self) -> PathBuf {
+        self.dir.join("istio-token")
+    }
+
+    /// A file for lists of revoked certificates; not there at the beginning.
+    pub fn crl_file(&self) -> PathBuf {
+        self.dir.join("crl").join("ca-crl.pem")
+    }
+
+    /// The variables that a daemon needs to come here instead of to files.
+    pub fn env(&self) -> Vec<(String, String)> {
+        let path = |path: PathBuf| path.to_string_lossy().into_owned();
+        let pairs = [
+            ("XDS_ADDRESS", format!("https://{}", self.xds.address())),
+            ("CA_ADDRESS", format!("https://{}", self.ca.address())),
+            ("XDS_ROOT_CA", path(self.root_file())),
+            ("CA_ROOT_CA", path(self.root_file())),
+            ("AUTH_TOKEN", path(self.token_file())),
+            ("LOCAL_XDS_PATH", String::new()),
+            ("EMBEDDED_CA_DIR", String::new()),
+        ];
+        pairs.map(|(key, value)| (key.to_owned(), value)).into()
+    }
+
+    /// What happened.
+    pub fn record(&self) -> &Record {
+        &self.shared.record
+    }
+
+    /// What can be turned.
+    pub fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.shared.settings()
+    }
+
+    /// The authority for workloads.
+    pub fn authority(&self) -> MutexGuard<'_, Authority> {
+        self.shared.authority()
+    }
+
+    /// Changes what there is to say; it is pushed as one response per type.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Content) -> T) -> T {
+        self.shared.store.change(change)
+    }
+
+    /// What there is to say.
+    pub fn content(&self) -> MutexGuard<'_, Content> {
+        self.shared.store.lock()
+    }
+
+    /// Says what the model says, but for names that a test has spoken about itself.
+    ///
+    /// Errors: a policy of the model that cannot be read.
+    pub fn publish(&self, model: &Model, hbone: &[String]) -> Result<()> {
+        let fresh = messages::resources(model, hbone)?;
+        self.change(|content| content.replace(fresh));
+        Ok(())
+    }
+
+    /// Sets how discovery behaves, and lets open streams notice.
+    pub fn behave(&self, xds: Xds) {
+        self.settings().xds = xds;
+        self.change(|_| ());
+    }
+
+    /// Ends every open stream, with a status or cleanly.
+    pub fn sever(&self, status: Option<(Code, &str)>) {
+        let status = status.map(|(code, why)| (code, why.to_owned()));
+        // an error means that no stream is open
+        let _ = self.shared.orders.send(Order::Sever(status));
+    }
+
+    /// Sends a response of the test's own making to every open stream.
+    pub fn send(&self, response: DeltaDiscoveryResponse) {
+        // an error means that no stream is open
+        let _ = self.shared.orders.send(Order::Send(response));
+    }
+
+    /// Shows a certificate for other names from now on.
+    ///
+    /// Errors: a name that is none.
+    pub fn names(&self, names: &[&str]) -> Result<()> {
+        let tls = self.front.server(&owned(names))?;
+        self.settings().tls = tls;
+        Ok(())
+    }
+
+    /// Shows a certificate of a new root, writing that to the root file only if `tell`.
+    ///
+    /// Errors: of the file system.
+    pub fn new_front(&mut self, names: &[&str], tell: bool) -> Result<()> {
+        self.front = Signer::root()?;
+        if tell {
+            authority::write(&self.root_file(), self.front.pem())?;
+        }
+        self.names(names)
+    }
+
+    /// Writes the token that daemons show, by rename.
+    ///
+    /// Errors: of the file system.
+    pub fn write_token(&self, token: &str) -> Result<()> {
+        authority::write(&self.token_file(), token)
+    }
+
+    /// Ends both services at once, with all connections.
+    pub fn stop(&mut self) {
+        self.xds.stop();
+        self.ca.stop();
+    }
+
+    /// Serves both again, at the same addresses.
+    ///
+    /// Errors: an address cannot be bound.
+    pub fn restart(&mut self) -> Result<()> {
+        self.xds.start()?;
+        self.ca.start()
+    }
+
+    /// Ends the streams and connections of discovery at once and serves again.
+    ///
+    /// Errors: the address cannot be bound.
+    pub fn bounce(&mut self) -> Result<()> {
+        self.xds.stop();
+        self.xds.start()
+    }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
