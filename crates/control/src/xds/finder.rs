@@ -1,0 +1,218 @@
+//! Looking up single addresses while the subscription is on demand: many ask, one question goes out, all get the answer.
+//!
+//! An answer "there is no such thing" is believed for a moment only: istiod does not tell when an address that was asked for in vain
+//! comes to life. Leaves to others: what to ask for (`mesh::lookup`), and what an answer means for a connection (`proxy`).
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use super::Shared;
+use super::subscriber::Answer;
+
+/// Longest wait for an answer.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Questions under way at a time.
+const OPEN_MAX: usize = 4096;
+/// How long something that was not there is not asked for again.
+const ABSENT_FRESH: Duration = Duration::from_secs(1);
+/// Absent names that are remembered for that long.
+const ABSENT_MAX: usize = 4096;
+
+/// Why a lookup has no answer. The connection it is for must not go on: its destination may be one that needs protection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// The control plane is away, or slow.
+    #[error("the control plane did not answer within {WAIT_MAX:?} about {0}")]
+    Timeout(String),
+    /// It answered with something that cannot be understood.
+    #[error("the control plane's answer about {0} was refused")]
+    Rejected(String),
+    /// Too many questions at a time.
+    #[error("too many lookups at once")]
+    TooMany,
+    /// The subscription has ended: the process ends.
+    #[error("the subscription has ended")]
+    Stopped,
+}
+
+/// Asks the control plane for single addresses, from any thread. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Finder {
+    shared: Arc<Shared>,
+}
+
+impl Finder {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Looks up an address; `network` may be empty. Returns whether it is there: the mesh state holds it then.
+    pub async fn address(&self, network: &str, ip: IpAddr) -> Result<bool, FindError> {
+        self.shared.asks.find(format!("{network}/{ip}")).await
+    }
+
+    /// Looks up a service or a workload by its host name.
+    pub async fn host(&self, namespace: &str, hostname: &str) -> Result<bool, FindError> {
+        self.shared
+            .asks
+            .find(format!("{namespace}/{hostname}"))
+            .await
+    }
+}
+
+/// The questions of all finders.
+#[derive(Debug, Default)]
+pub(super) struct Asks {
+    book: Mutex<Book>,
+    asked: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    open: HashMap<String, watch::Sender<Option<Answer>>>,
+    /// Those of them that the server was not asked on this stream.
+    unsent: BTreeSet<String>,
+    absent: HashMap<String, Instant>,
+    stopped: bool,
+}
+
+/// A place in the queue of one question.
+struct Place<'a> {
+    asks: &'a Asks,
+    name: String,
+    door: Option<watch::Receiver<Option<Answer>>>,
+}
+
+impl Drop for Place<'_> {
+    /// A question for which nobody waits any more is forgotten.
+    fn drop(&mut self) {
+        self.door = None;
+        let mut book = self.asks.lock();
+        if book
+            .open
+            .get(&self.name)
+            .is_some_and(|of| of.receiver_count() == 0)
+        {
+            book.open.remove(&self.name);
+            book.unsent.remove(&self.name);
+        }
+    }
+}
+
+impl Asks {
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn find(&self, name: String) -> Result<bool, FindError> {
+        let Some(mut place) = self.queue(name)? else {
+            return Ok(false);
+        };
+        let Some(door) = place.door.as_mut() else {
+            return Err(FindError::Stopped);
+        };
+        let answer = timeout(WAIT_MAX, door.wait_for(Option::is_some)).await;
+        let answer = answer.map(|seen| seen.ok().and_then(|answer| *answer));
+        match answer {
+            Err(_) => Err(FindError::Timeout(place.name.clone())),
+            Ok(None) => Err(FindError::Stopped),
+            Ok(Some(Answer::Held)) => Ok(true),
+            Ok(Some(Answer::Absent)) => Ok(false),
+            Ok(Some(Answer::Rejected)) => Err(FindError::Rejected(place.name.clone())),
+        }
+    }
+
+    /// Joins the question about `name`, or opens it. `None`: it was answered a moment ago, there is no such thing.
+    fn queue(&self, name: String) -> Result<Option<Place<'_>>, FindError> {
+        let mut book = self.lock();
+        if book.stopped {
+            return Err(FindError::Stopped);
+        }
+        let fresh = |at: &Instant| at.elapsed() < ABSENT_FRESH;
+        if book.absent.get(&name).is_some_and(fresh) {
+            return Ok(None);
+        }
+        let door = match book.open.get(&name) {
+            Some(of) => of.subscribe(),
+            None if book.open.len() >= OPEN_MAX => return Err(FindError::TooMany),
+            None => {
+                let (of, door) = watch::channel(None);
+                book.open.insert(name.clone(), of);
+                book.unsent.insert(name.clone());
+                self.asked.notify_one();
+                door
+            }
+        };
+        Ok(Some(Place {
+            asks: self,
+            name,
+            door: Some(door),
+        }))
+    }
+
+    /// A new stream: nothing was asked on it yet.
+    pub(super) fn restart(&self) {
+        let mut book = self.lock();
+        book.unsent = book.open.keys().cloned().collect();
+        if !book.unsent.is_empty() {
+            self.asked.notify_one();
+        }
+    }
+
+    /// Waits for a name that the server must be asked for. Dropping the future loses none.
+    pub(super) async fn next(&self) -> String {
+        loop {
+            // the lock is gone before the wait
+            let name = self.lock().unsent.pop_first();
+            match name {
+                Some(name) => return name,
+                None => self.asked.notified().await,
+            }
+        }
+    }
+
+    /// The server's answers, once the state holds what they bring.
+    pub(super) fn release(&self, answers: &[(String, Answer)]) {
+        if answers.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut book = self.lock();
+        for (name, answer) in answers {
+            if *answer == Answer::Absent {
+                book.remember(name, now);
+            } else {
+                book.absent.remove(name);
+            }
+            book.unsent.remove(name);
+            if let Some(of) = book.open.remove(name) {
+                let _ = of.send(Some(*answer)); // nobody waits: that is fine
+            }
+        }
+    }
+
+    /// Nobody asks the server any more.
+    pub(super) fn stop(&self) {
+        let mut book = self.lock();
+        book.stopped = true;
+        book.open.clear();
+        book.unsent.clear();
+    }
+}
+
+impl Book {
+    fn remember(&mut self, name: &str, now: Instant) {
+        if self.absent.len() >= ABSENT_MAX {
+            self.absent
+                .retain(|_, at| now.duration_since(*at) < ABSENT_FRESH);
+        }
+        if self.absent.len() < ABSENT_MAX {
+            self.absent.insert(name.to_owned(), now);
+        }
+    }
+}

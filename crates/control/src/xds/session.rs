@@ -1,0 +1,290 @@
+//! The worker of the subscription: one stream after the other, one response after the other.
+//!
+//! Order within a response: convert, apply, answer, then let go who waited for it. Conversion gives way to other tasks of the thread
+//! again and again; it holds no lock.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::Shared;
+use super::retry::{self, End, Next, Reason};
+use super::subscriber::{Outcome, Subscriber};
+use crate::channel::{ConnectError, Server};
+use crate::node::Node;
+use crate::{Publisher, cause};
+
+/// Largest response.
+const RESPONSE_BYTES_MAX: usize = 200 * 1024 * 1024;
+/// Requests waiting to be sent. There is one per response, which is only read when its predecessor is answered, and the lookups.
+const REQUESTS_MAX: usize = 64;
+/// Longest wait for the server to take a request.
+const SEND_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the status of a stream that takes no requests any more.
+const STATUS_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Resources that are converted before other tasks of the thread get their turn: well below a millisecond of work.
+const STEP: usize = 128;
+
+/// Keeps the subscription alive. Runs until it is dropped.
+#[derive(Debug)]
+pub struct Worker {
+    server: Server,
+    subscriber: Subscriber,
+    publisher: Publisher,
+    shared: Arc<Shared>,
+    backoff: Duration,
+    streams: u64,
+}
+
+/// How a session ended, and why.
+struct Ended {
+    end: End,
+    /// With all causes; `None` if there is nothing to complain about.
+    error: Option<String>,
+}
+
+impl Ended {
+    fn new(end: End, error: String) -> Self {
+        Self {
+            end,
+            error: Some(error),
+        }
+    }
+
+    /// A stream that was up has ended with `status`.
+    fn status(status: &Status) -> Self {
+        Self::new(End::of(status), told(status))
+    }
+
+    fn complete() -> Self {
+        Self {
+            end: End::Complete,
+            error: None,
+        }
+    }
+}
+
+type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
+type Responses = Streaming<DeltaDiscoveryResponse>;
+
+impl Worker {
+    pub(super) fn new(
+        server: Server,
+        node: &Node,
+        on_demand: bool,
+        publisher: Publisher,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            server,
+            subscriber: Subscriber::new(node.to_proto(), on_demand),
+            publisher,
+            shared,
+            backoff: retry::BACKOFF_MIN,
+            streams: 0,
+        }
+    }
+
+    /// Subscribes, and again whenever the stream ends. What was learnt stays in force in between.
+    pub async fn run(mut self) -> Infallible {
+        loop {
+            self.streams += 1;
+            let span = info_span!("xds", id = self.streams);
+            let pause = self.turn().instrument(span).await;
+            sleep(pause).await;
+        }
+    }
+
+    /// One stream from attempt to end. Returns how long to rest.
+    async fn turn(&mut self) -> Duration {
+        let Ended { end, error } = self.session().await;
+        let Next {
+            pause,
+            backoff,
+            reason,
+        } = retry::after(end, self.backoff);
+        self.backoff = backoff;
+        self.shared.counts.ended(reason, error.as_deref());
+        let address = self.server.address();
+        let error = error.as_deref().unwrap_or("none");
+        match reason {
+            Reason::Complete | Reason::Reconnect => {
+                info!(address, error, retry_in = ?pause, "control plane closed the stream");
+            }
+            Reason::ConnectionError => {
+                warn!(address, error, retry_in = ?pause, "control plane unreachable");
+            }
+            Reason::Error => {
+                warn!(address, error, retry_in = ?pause, "stream to the control plane failed");
+            }
+        }
+        pause
+    }
+
+    async fn session(&mut self) -> Ended {
+        let (mut responses, requests) = match self.open().await {
+            Ok(stream) => stream,
+            Err(ended) => return ended,
+        };
+        self.shared.counts.opened();
+        self.shared.asks.restart();
+        info!(
+            address = self.server.address(),
+            "connected to the control plane"
+        );
+        loop {
+            let step = tokio::select! {
+                response = responses.message() => match response {
+                    Ok(Some(response)) => self.take(response, &requests).await,
+                    Ok(None) => return Ended::complete(),
+                    Err(status) => return Ended::status(&status),
+                },
+                name = self.shared.asks.next() => match self.subscriber.demand(&name) {
+                    Some(request) => send(&requests, request).await,
+                    None => Ok(()),
+                },
+            };
+            match step {
+                Ok(()) => {}
+                Err(Unsent::Closed) => return status_of(&mut responses).await,
+                Err(Unsent::Stuck) => {
+                    let error = format!("the server took no request for {SEND_WAIT_MAX:?}");
+                    return Ended::new(End::Local, error);
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<(Responses, Requests), Ended> {
+        let channel = self.server.connect().await.map_err(|error| {
+            let end = match &error {
+                ConnectError::Trust(_) => End::Local,
+                ConnectError::Dial(_) => End::NotOpened,
+            };
+            Ended::new(end, cause::chain(&error))
+        })?;
+        let first = self.subscriber.connected();
+        let (requests, queue) = mpsc::channel(REQUESTS_MAX.max(first.len()));
+        for request in first {
+            // there is room for all of them, and the other half is here
+            let _ = requests.try_send(request);
+        }
+        let call = self
+            .server
+            .request(ReceiverStream::new(queue))
+            .map_err(|error| Ended::new(End::NotOpened, cause::chain(&error)))?;
+        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX);
+        match client.delta_aggregated_resources(call).await {
+            Ok(response) => Ok((response.into_inner(), requests)),
+            Err(status) => Err(Ended::new(End::NotOpened, told(&status))),
+        }
+    }
+
+    async fn take(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        requests: &Requests,
+    ) -> Result<(), Unsent> {
+        let (url, resources) = (response.type_url.clone(), response.resources.len());
+        let mut batch = self.subscriber.begin(response);
+        while batch.step(STEP) {
+            yield_now().await;
+        }
+        let outcome = batch.finish();
+        self.report(&url, resources, &outcome);
+        let Outcome {
+            delta,
+            reply,
+            released,
+            ..
+        } = outcome;
+        if !(delta.remove.is_empty() && delta.upsert.is_empty()) {
+            self.publisher.apply(delta).await;
+        }
+        let sent = send(requests, reply).await;
+        // whether or not the server heard of it: the state holds what they waited for
+        self.shared.asks.release(&released);
+        if self.subscriber.synced() && !self.shared.synced.send_replace(true) {
+            info!("state of the mesh received");
+        }
+        sent
+    }
+
+    fn report(&self, url: &str, resources: usize, outcome: &Outcome) {
+        let counts = &self.shared.counts;
+        counts.took(outcome.kind, outcome.payload_bytes, outcome.rejected_count);
+        if let Some(error) = &outcome.reply.error_detail {
+            let rejected = outcome.rejected_count;
+            warn!(
+                url,
+                rejected,
+                resources,
+                error = error.message,
+                "resources refused"
+            );
+            counts.refused(&error.message);
+        }
+        let (set, removed) = (outcome.delta.upsert.len(), outcome.delta.remove.len());
+        debug!(
+            url,
+            set,
+            removed,
+            bytes = outcome.payload_bytes,
+            "response received"
+        );
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.asks.stop();
+    }
+}
+
+/// Why a request did not go out.
+enum Unsent {
+    /// The call has ended.
+    Closed,
+    /// The server does not take it.
+    Stuck,
+}
+
+async fn send(requests: &Requests, request: DeltaDiscoveryRequest) -> Result<(), Unsent> {
+    match timeout(SEND_WAIT_MAX, requests.send(request)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Unsent::Closed),
+        Err(_) => Err(Unsent::Stuck),
+    }
+}
+
+/// The status of a call whose requests are not taken any more.
+async fn status_of(responses: &mut Responses) -> Ended {
+    match timeout(STATUS_WAIT_MAX, responses.message()).await {
+        Ok(Err(status)) => Ended::status(&status),
+        Ok(Ok(None)) => Ended::complete(),
+        Ok(Ok(Some(_))) | Err(_) => {
+            let error = "the server takes no requests any more".to_owned();
+            Ended::new(End::Local, error)
+        }
+    }
+}
+
+/// Code, message and causes of `status`.
+fn told(status: &Status) -> String {
+    let mut text = format!("{:?}", status.code());
+    if !status.message().is_empty() {
+        text = format!("{text}: {}", status.message());
+    }
+    cause::causes(&mut text, status);
+    text
+}
