@@ -1,20 +1,35 @@
-//! The daemon's configuration, read from environment variables and checked whole before anything starts.
+//! The daemon's configuration, read from environment variables and files and checked whole before anything starts.
 //!
-//! Only this file reads the world, through a closure. What each variable does at run time is left to the rooms.
+//! Only this module reads the world, through a value that tests make themselves. What each setting does at run time is left
+//! to the rooms.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use mesh::SpiffeId;
+use serde_json::Value;
 
+mod capture;
+mod control_plane;
+mod limits;
+mod proxy_config;
 mod value;
 pub mod variables;
+pub mod view;
 
-pub use value::Invalid;
+pub use capture::Capture;
+pub use control_plane::{Ca, Local, Roots, Server, Xds};
+pub use limits::{Http2, Keepalive};
+use proxy_config::ProxyConfig;
+use value::Env;
+pub use value::{Invalid, World};
 
 /// Where capture state is pinned unless told otherwise.
 pub const PINS_DEFAULT: &str = "/sys/fs/bpf/ztunnel";
+/// What istiod takes for a node without an address.
+const INSTANCE_IP_DEFAULT: &str = "1.1.1.1";
 
 /// How lines are written to standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,30 +40,30 @@ pub enum LogFormat {
     Json,
 }
 
-/// TCP keepalive of sockets towards applications and peers.
+/// What istiod is told of this daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Keepalive {
-    /// off = no keepalive at all
-    pub enabled: bool,
-    /// idle time before the first probe
-    pub time: Duration,
-    /// time between probes
-    pub interval: Duration,
-    /// probes without answer before the connection is dropped
-    pub retries: u32,
-    /// `TCP_USER_TIMEOUT` = time + retries × interval
-    pub user_timeout: bool,
+pub struct NodeInfo {
+    /// address of the daemon's pod
+    pub ip: IpAddr,
+    /// the daemon's pod; empty when not told
+    pub pod: String,
+    /// its namespace; empty when not told
+    pub namespace: String,
+    /// the machine; empty when not told
+    pub node_name: String,
+    /// proxy metadata, keys without `ISTIO_META_`
+    pub metadata: BTreeMap<String, String>,
+    /// values of `ISTIO_METAJSON_*`
+    pub metadata_json: BTreeMap<String, Value>,
 }
 
-/// Where the connect programs attach and where their state is pinned.
+/// The daemon's own place in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capture {
-    /// cgroup v2 directory; none = kubepods, else the v2 root
-    pub cgroup: Option<PathBuf>,
-    /// directory in a bpffs
-    pub pins: PathBuf,
-    /// sources whose plaintext goes to the application directly, such as a node's health checks
-    pub exempt_sources: Vec<IpNet>,
+pub struct Own {
+    /// pod name
+    pub name: String,
+    /// who it is
+    pub identity: SpiffeId,
 }
 
 /// Everything the daemon was told.
@@ -58,20 +73,32 @@ pub struct Config {
     pub enroll_file: PathBuf,
     /// namespaces whose pods are never enrolled
     pub excluded_namespaces: Vec<String>,
-    /// mesh state file
-    pub mesh_file: PathBuf,
-    /// directory of the embedded CA
-    pub embedded_ca_dir: PathBuf,
+    /// mesh state given locally
+    pub local: Option<Local>,
+    /// mesh state of the control plane
+    pub xds: Option<Xds>,
+    /// who signs certificates
+    pub ca: Ca,
+    /// certificate lifetime asked for
+    pub secret_ttl: Duration,
+    /// revoked certificates; watched
+    pub crl_path: Option<PathBuf>,
+    /// what istiod is told of this daemon
+    pub node: NodeInfo,
+    /// the daemon's own identity, when its pod is known
+    pub own: Option<Own>,
     /// capture
     pub capture: Capture,
     /// own network name
     pub network: String,
-    /// node name, for the dump
+    /// node name; none = every workload counts as local
     pub node_name: Option<String>,
     /// cluster id
     pub cluster_id: String,
-    /// certificate lifetime asked for
-    pub secret_ttl: Duration,
+    /// suffix of the cluster's service names, for the DNS proxy
+    pub cluster_domain: String,
+    /// whose services win when several namespaces have a host name, for the DNS proxy
+    pub preferred_namespace: Option<String>,
     /// TLS 1.2 accepted and offered as well
     pub tls12: bool,
     /// no key exchange but the post-quantum hybrid
@@ -86,16 +113,8 @@ pub struct Config {
     pub readiness_port: u16,
     /// answer 200 with the local workload's baggage, and read the peer's
     pub response_baggage: bool,
-    /// streams per pooled connection
-    pub pool_max_streams: u16,
-    /// idle time after which a pooled connection is released
-    pub pool_idle: Duration,
-    /// HTTP/2 initial stream window
-    pub stream_window: u32,
-    /// HTTP/2 connection window
-    pub connection_window: u32,
-    /// HTTP/2 largest frame
-    pub frame_size: u32,
+    /// HTTP/2 and the tunnel pool
+    pub http2: Http2,
     /// TCP keepalive
     pub keepalive: Keepalive,
     /// PROXY-protocol delivery on the pod's loopback
@@ -110,237 +129,124 @@ pub struct Config {
     pub policy_info: bool,
     /// Istio version for the version line
     pub istio_version: String,
+    /// command line after the program's name
+    pub arguments: Vec<String>,
+    /// what is to be said in the log as soon as there is one
+    pub warnings: Vec<String>,
 }
 
 /// Reads the whole configuration.
 ///
-/// - `get`: value of a variable, none when unset
-/// - `cores`: logical cores of the machine, used when no limit is given
-///
-/// Errors: the first variable whose value cannot be used, with the value and what was expected.
-pub fn read(get: impl Fn(&str) -> Option<String>, cores: usize) -> Result<Config, Invalid> {
-    let env = value::Env::new(get);
-    source_of_pods(&env)?;
-    not_supported_yet(&env)?;
+/// Errors: the first setting that cannot be used, with its value and what was expected.
+pub fn read(world: &World) -> Result<Config, Invalid> {
+    let env = Env::new(world);
+    let proxy = ProxyConfig::read(&env)?;
+    let capture = Capture::read(&env, &proxy)?;
+    let local = control_plane::local(&env)?;
+    let xds = control_plane::xds(&env, &proxy, local.as_ref(), capture.dns)?;
+    let ca = control_plane::ca(&env)?;
+    let mut warnings = ineffective(&env);
+    warnings.extend(control_plane::token_warning(&env));
     Ok(Config {
         enroll_file: env
             .required("ENROLL_FILE", "a path to the enrolment file")?
             .into(),
         excluded_namespaces: env.list("ENROLL_EXCLUDE_NAMESPACES", "kube-system"),
-        mesh_file: env
-            .required("LOCAL_XDS_PATH", "a path to the mesh state file")?
-            .into(),
-        embedded_ca_dir: env
-            .required(
-                "EMBEDDED_CA_DIR",
-                "a directory for the embedded CA (the Istio CA is not supported yet)",
-            )?
-            .into(),
-        capture: capture(&env)?,
+        local,
+        xds,
+        secret_ttl: control_plane::secret_ttl(&env, &ca)?,
+        ca,
+        crl_path: env.optional("CRL_PATH").map(PathBuf::from),
+        node: node(&env, &proxy, &mut warnings)?,
+        own: own(&env)?,
+        capture,
         network: env.text("NETWORK", ""),
         node_name: env.optional("NODE_NAME"),
         cluster_id: env
             .optional("ISTIO_META_CLUSTER_ID")
             .unwrap_or_else(|| env.text("CLUSTER_ID", "Kubernetes")),
-        secret_ttl: secret_ttl(&env)?,
-        tls12: env.optional("TLS12_ENABLED").is_some_and(|v| v == "true"),
-        post_quantum_only: env
-            .optional("COMPLIANCE_POLICY")
-            .is_some_and(|v| v == "pqc"),
-        threads: threads(&env, cores)?,
-        admin_port: env.number("ADMIN_PORT", 15000)?,
-        stats_port: env.number("STATS_PORT", 15020)?,
+        cluster_domain: env.text("CLUSTER_DOMAIN", "cluster.local"),
+        preferred_namespace: env.optional("PREFERED_SERVICE_NAMESPACE"),
+        tls12: env.is_true("TLS12_ENABLED"),
+        post_quantum_only: env.raw("COMPLIANCE_POLICY") == Some("pqc"),
+        threads: limits::threads(&env, &proxy)?,
+        admin_port: env.number("ADMIN_PORT", proxy.proxy_admin_port.unwrap_or(15000))?,
+        stats_port: env.number("STATS_PORT", proxy.stats_port.unwrap_or(15020))?,
         readiness_port: env.number("READINESS_PORT", 15021)?,
         response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true)?,
-        pool_max_streams: at_least_one(
-            "POOL_MAX_STREAMS_PER_CONNECTION",
-            env.number("POOL_MAX_STREAMS_PER_CONNECTION", 100)?,
-        )?,
-        pool_idle: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
-        stream_window: env.number("HTTP2_STREAM_WINDOW_SIZE", 4_194_304)?,
-        connection_window: env.number("HTTP2_CONNECTION_WINDOW_SIZE", 16_777_216)?,
-        frame_size: env.number("HTTP2_FRAME_SIZE", 1_048_576)?,
-        keepalive: keepalive(&env)?,
+        http2: Http2::read(&env)?,
+        keepalive: Keepalive::read(&env)?,
         localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true)?,
-        drain_deadline: drain_deadline(&env)?,
-        log_format: if env.text("LOG_FORMAT", "plain") == "json" {
+        drain_deadline: limits::drain_deadline(&env)?,
+        log_format: if env.raw("LOG_FORMAT") == Some("json") {
             LogFormat::Json
         } else {
             LogFormat::Plain
         },
         log_filter: env.optional("RUST_LOG"),
-        policy_info: env
-            .optional("AUTHZ_POLICY_INFO_LOGGING")
-            .is_some_and(|v| v == "true"),
+        policy_info: env.is_true("AUTHZ_POLICY_INFO_LOGGING"),
         istio_version: env.text("ISTIO_META_ISTIO_VERSION", "unknown"),
+        arguments: env.arguments().to_vec(),
+        warnings,
     })
 }
 
-fn source_of_pods(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(), Invalid> {
-    let enroll = env.text("ENROLL", "file");
-    if enroll != "file" {
-        return Err(Invalid::new(
-            "ENROLL",
-            enroll,
-            "file (zds and kubernetes are not supported yet)",
-        ));
-    }
-    let capture = env.text("CAPTURE", "ebpf");
-    if capture != "ebpf" {
-        return Err(Invalid::new(
-            "CAPTURE",
-            capture,
-            "ebpf (external is not supported yet)",
-        ));
-    }
-    let mode = env.text("PROXY_MODE", "shared");
-    if mode != "shared" {
-        return Err(Invalid::new(
-            "PROXY_MODE",
-            mode,
-            "shared (dedicated is not supported yet)",
-        ));
-    }
-    Ok(())
+fn node(
+    env: &Env<'_>,
+    proxy: &ProxyConfig,
+    warnings: &mut Vec<String>,
+) -> Result<NodeInfo, Invalid> {
+    let ip = env.text("INSTANCE_IP", INSTANCE_IP_DEFAULT);
+    let (metadata_json, skipped) = proxy_config::json_metadata(env);
+    warnings.extend(skipped);
+    Ok(NodeInfo {
+        ip: ip
+            .parse()
+            .map_err(|_| Invalid::new("INSTANCE_IP", ip, "an address"))?,
+        pod: env.text("POD_NAME", ""),
+        namespace: env.text("POD_NAMESPACE", ""),
+        node_name: env.text("NODE_NAME", ""),
+        metadata: proxy.proxy_metadata.clone(),
+        metadata_json,
+    })
 }
 
-/// What is configured but would not be used must not look as if it were.
-fn not_supported_yet(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<(), Invalid> {
-    for (name, why) in [
-        (
-            "XDS_ADDRESS",
-            "a control plane is not supported yet; the mesh comes from LOCAL_XDS_PATH",
-        ),
-        (
-            "CA_ADDRESS",
-            "a control plane is not supported yet; certificates come from EMBEDDED_CA_DIR",
-        ),
-        ("CRL_PATH", "certificate revocation is not supported yet"),
-        (
-            "LOCAL_XDS",
-            "inline mesh state is not supported yet; use LOCAL_XDS_PATH",
-        ),
+/// The own identity, when pod, namespace and service account are all known.
+fn own(env: &Env<'_>) -> Result<Option<Own>, Invalid> {
+    let trust_domain = env.text("TRUST_DOMAIN", "cluster.local");
+    let (Some(name), Some(namespace), Some(account)) = (
+        env.optional("POD_NAME"),
+        env.optional("POD_NAMESPACE"),
+        env.optional("SERVICE_ACCOUNT"),
+    ) else {
+        return Ok(None);
+    };
+    for (variable, part) in [
+        ("TRUST_DOMAIN", &trust_domain),
+        ("POD_NAMESPACE", &namespace),
+        ("SERVICE_ACCOUNT", &account),
     ] {
-        if let Some(value) = env.optional(name) {
-            return Err(Invalid::new(name, value, format!("empty or unset ({why})")));
+        if part.contains('/') {
+            return Err(Invalid::new(variable, part.as_str(), "a name without /"));
         }
     }
-    for name in ["ENABLE_PROXY", "IPV6_ENABLED"] {
-        if !env.bool(name, true)? {
-            return Err(Invalid::new(
-                name,
-                "false",
-                "true or unset (switching it off is not supported yet)",
-            ));
-        }
-    }
-    if env.bool("UNSTABLE_ENABLE_SOCKS5", false)? {
-        return Err(Invalid::new(
-            "UNSTABLE_ENABLE_SOCKS5",
-            "true",
-            "false or unset (SOCKS5 is not supported yet)",
-        ));
-    }
-    Ok(())
+    let identity = SpiffeId::new(trust_domain, namespace, account);
+    Ok(Some(Own { name, identity }))
 }
 
-fn capture(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Capture, Invalid> {
-    let mut exempt_sources = Vec::new();
-    for item in env.list("CAPTURE_EXEMPT_SOURCES", "") {
-        let net = item
-            .parse::<IpNet>()
-            .or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
-        exempt_sources.push(net.map_err(|_| {
-            Invalid::new(
-                "CAPTURE_EXEMPT_SOURCES",
-                item,
-                "a comma-separated list of addresses or CIDRs",
-            )
-        })?);
-    }
-    Ok(Capture {
-        cgroup: env.optional("CAPTURE_CGROUP").map(PathBuf::from),
-        pins: env.text("CAPTURE_PIN_PATH", PINS_DEFAULT).into(),
-        exempt_sources,
-    })
-}
-
-fn keepalive(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Keepalive, Invalid> {
-    Ok(Keepalive {
-        enabled: env.bool("KEEPALIVE_ENABLED", true)?,
-        time: env.duration("KEEPALIVE_TIME", Duration::from_secs(180))?,
-        interval: env.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180))?,
-        retries: env.number("KEEPALIVE_RETRIES", 9)?,
-        user_timeout: env.bool("USER_TIMEOUT_ENABLED", false)?,
-    })
-}
-
-/// Lifetime of certificates, within what the embedded CA issues.
-fn secret_ttl(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Duration, Invalid> {
-    const DAY: u64 = 24 * 3600;
-    let ttl = env.duration("SECRET_TTL", Duration::from_secs(DAY))?;
-    if (Duration::from_secs(2)..=Duration::from_secs(90 * DAY)).contains(&ttl) {
-        return Ok(ttl);
-    }
-    Err(Invalid::new(
-        "SECRET_TTL",
-        env.text("SECRET_TTL", ""),
-        "a duration from 2s to 90d",
-    ))
-}
-
-fn at_least_one(name: &'static str, number: u16) -> Result<u16, Invalid> {
-    if number == 0 {
-        Err(Invalid::new(name, "0", "a number from 1 to 65535"))
-    } else {
-        Ok(number)
-    }
-}
-
-/// Data threads (spec: configuration §5): an explicit count or share of the cores, else what the limits allow.
-fn threads(
-    env: &value::Env<impl Fn(&str) -> Option<String>>,
-    cores: usize,
-) -> Result<usize, Invalid> {
-    let limit = env.cpus("ZTUNNEL_RESOURCE_CPU_LIMIT")?;
-    let request = env.cpus("ZTUNNEL_RESOURCE_CPU_REQUEST")?;
-    let cores = match (limit, env.optional("ZTUNNEL_CPU_LIMIT")) {
-        (Some(limit), _) => limit,
-        (None, Some(_)) => env.number::<usize>("ZTUNNEL_CPU_LIMIT", cores)?,
-        (None, None) => cores,
-    };
-    if let Some(text) = env.optional("ZTUNNEL_WORKER_THREADS") {
-        return value::workers(&text, cores).ok_or_else(|| {
-            Invalid::new(
-                "ZTUNNEL_WORKER_THREADS",
-                text,
-                "a number, 0 for all cores, or a share such as 50%",
-            )
-        });
-    }
-    Ok(match limit {
-        Some(limit) => limit.max(request.unwrap_or(0)),
-        None => cores.div_ceil(4).max(request.unwrap_or(0)).max(2),
-    }
-    .max(1))
-}
-
-/// Time for open connections at termination (spec: configuration §6).
-fn drain_deadline(env: &value::Env<impl Fn(&str) -> Option<String>>) -> Result<Duration, Invalid> {
-    const DEFAULT: Duration = Duration::from_secs(5);
-    if env.optional("CONNECTION_TERMINATION_DEADLINE").is_some() {
-        return env.duration("CONNECTION_TERMINATION_DEADLINE", DEFAULT);
-    }
-    if env.optional("TERMINATION_GRACE_PERIOD_SECONDS").is_none() {
-        return Ok(DEFAULT);
-    }
-    let grace: u64 = env.number("TERMINATION_GRACE_PERIOD_SECONDS", 0)?;
-    let left = if grace > 10 {
-        grace - 5
-    } else {
-        grace.saturating_sub(1)
-    };
-    Ok(Duration::from_secs(left.max(1)))
+/// Settings that are taken and change nothing here.
+fn ineffective(env: &Env<'_>) -> Vec<String> {
+    let dns = "names are not answered yet, questions are forwarded as they are";
+    let shared = "it is for dedicated mode";
+    [
+        ("CLUSTER_DOMAIN", dns),
+        ("PREFERED_SERVICE_NAMESPACE", dns),
+        ("PROXY_WORKLOAD_INFO", shared),
+    ]
+    .into_iter()
+    .filter(|(name, _)| env.optional(name).is_some())
+    .map(|(name, why)| format!("{name} has no effect: {why}"))
+    .collect()
 }
 
 #[cfg(test)]

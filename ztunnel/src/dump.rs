@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use proxy::{OpenFlow, Refusal, Shards, Shared};
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, Local, view};
 use crate::mesh_file::{self, Fault};
 use crate::node::{State, View, Views, lock};
 use crate::version::Version;
@@ -51,7 +51,7 @@ impl Dumper {
             "certificates".into(),
             serde_json::to_value(self.shared.certs.dump())?,
         );
-        dump.insert("config".into(), self.settings());
+        dump.insert("config".into(), view::settings(&self.config));
         dump.insert("staticConfig".into(), self.file()?);
         dump.insert("version".into(), serde_json::to_value(&self.version)?);
         dump.insert("stuckDataThreads".into(), json!(silent));
@@ -67,49 +67,12 @@ impl Dumper {
 
     /// The file as it is on disk now.
     fn file(&self) -> serde_json::Result<Value> {
-        let resources = mesh_file::read(&self.config.mesh_file).unwrap_or_default();
+        let resources = match &self.config.local {
+            Some(Local::File(path)) => mesh_file::read(path).unwrap_or_default(),
+            Some(Local::Inline(text)) => mesh::local::parse(text).unwrap_or_default(),
+            None => Vec::new(),
+        };
         serde_json::to_value(mesh::dump::static_config(&resources))
-    }
-
-    fn settings(&self) -> Value {
-        let c = &self.config;
-        json!({
-            "adminAddr": {"Localhost": [true, c.admin_port]},
-            "statsAddr": {"SocketAddr": format!("[::]:{}", c.stats_port)},
-            "readinessAddr": {"SocketAddr": format!("[::]:{}", c.readiness_port)},
-            "inboundAddr": "[::]:15008",
-            "proxyMode": "Shared",
-            "proxy": true,
-            "network": c.network,
-            "clusterId": c.cluster_id,
-            "localNode": c.node_name,
-            "enableEnhancedBaggage": c.response_baggage,
-            "localhostAppTunnel": c.localhost_app_tunnel,
-            "windowSize": c.stream_window,
-            "connectionWindowSize": c.connection_window,
-            "frameSize": c.frame_size,
-            "poolMaxStreamsPerConn": c.pool_max_streams,
-            "poolUnusedReleaseTimeout": span(c.pool_idle),
-            "numWorkerThreads": c.threads,
-            "secretTtl": span(c.secret_ttl),
-            "selfTerminationDeadline": span(c.drain_deadline),
-            "socketConfig": {
-                "keepaliveEnabled": c.keepalive.enabled,
-                "keepaliveTime": span(c.keepalive.time),
-                "keepaliveInterval": span(c.keepalive.interval),
-                "keepaliveRetries": c.keepalive.retries,
-                "userTimeoutEnabled": c.keepalive.user_timeout,
-            },
-            "enroll": "file",
-            "enrollFile": c.enroll_file,
-            "localXdsPath": c.mesh_file,
-            "embeddedCaDir": c.embedded_ca_dir,
-            "capture": "ebpf",
-            "captureCgroup": c.capture.cgroup,
-            "capturePinPath": c.capture.pins,
-            "captureExemptSources": c.capture.exempt_sources,
-            "logFormat": if c.log_format == LogFormat::Json { "json" } else { "plain" },
-        })
     }
 
     fn pods(&self, flows: &[OpenFlow]) -> Value {
@@ -164,8 +127,4 @@ fn refusal(refusal: &Refusal) -> Value {
         "reason": refusal.reason,
         "error": refusal.error,
     })
-}
-
-fn span(duration: Duration) -> Value {
-    json!({"secs": duration.as_secs(), "nanos": duration.subsec_nanos()})
 }

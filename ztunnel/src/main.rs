@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use config::variables::ALL;
+use config::variables::{ALL, FORMS};
 
 fn main() -> ExitCode {
     let command = std::env::args().nth(1);
@@ -87,21 +87,24 @@ Commands:
 
 The daemon is configured by environment variables. A value that cannot be used ends it at start with a
 message that names the variable. Files marked as watched take effect without a restart.
-
-Variables:
 ",
     );
-    for variable in ALL {
+    for group in ALL {
         // writing to a string cannot fail
-        let _ = writeln!(
-            text,
-            "  {} [{}]\n      {}",
-            variable.name, variable.default, variable.help
-        );
+        let _ = writeln!(text, "\n{}:", group.title);
+        for variable in group.variables {
+            let _ = writeln!(
+                text,
+                "  {} [{}]\n      {}",
+                variable.name, variable.default, variable.help
+            );
+        }
     }
+    let _ = writeln!(text, "\n{FORMS}");
     text.push_str(
         "
-A first try on one machine, as root:
+In a cluster of Istio the mesh's state and the certificates come from istiod: XDS_ADDRESS and CA_ADDRESS need not be
+set. On one machine, as root, a file and an embedded CA do:
   ENROLL_FILE=pods.yaml LOCAL_XDS_PATH=mesh.yaml EMBEDDED_CA_DIR=/var/lib/ztunnel-ca ztunnel
   curl -s localhost:15000/config_dump         what the daemon knows
   curl -s localhost:15020/metrics             what it counted
@@ -118,7 +121,7 @@ mod tests {
     #[test]
     fn help_teaches_every_variable() {
         let text = help();
-        for variable in ALL {
+        for variable in ALL.iter().flat_map(|group| group.variables) {
             assert!(
                 text.contains(variable.name) && text.contains(variable.help),
                 "{}",

@@ -231,7 +231,10 @@ impl Node {
             .with_context(|| format!("network namespace {}", spec.netns.display()))?;
         let netns = Arc::new(netns);
         let flags = PodFlags {
-            dns: spec.capture.dns_capture.unwrap_or(true),
+            dns: spec
+                .capture
+                .dns_capture
+                .unwrap_or(self.parts.config.capture.dns),
             bypass_inbound: spec.capture.bypass_inbound,
         };
         let ports: Vec<u16> = spec

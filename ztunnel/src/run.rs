@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::config::{self, Config, LogFormat};
+use crate::config::{self, Ca, Config, Local, LogFormat, World};
 use crate::dump::Dumper;
 use crate::endpoint::admin::Admin;
 use crate::endpoint::ready::Ready;
@@ -38,8 +38,7 @@ const PROXY_TASK: &str = "proxy";
 ///
 /// Errors: whatever keeps it from starting.
 pub fn proxy() -> anyhow::Result<()> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let config = config::read(|name| std::env::var(name).ok(), cores)?;
+    let config = config::read(&World::of_process())?;
     let format = if config.log_format == LogFormat::Json {
         Format::Json
     } else {
@@ -71,7 +70,10 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let version = Version::new(&config.istio_version);
     tracing::info!("version: {version}");
     raise_descriptors();
-    tracing::info!("running with config: {config:?}");
+    tracing::info!("running with config: {}", config::view::settings(&config));
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let config = Arc::new(config);
     let ready = Ready::new([PROXY_TASK, READY_TASK]);
     let (quit, stop) = watch::channel(false);
@@ -104,7 +106,11 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
     ready.done(PROXY_TASK);
 
-    tokio::task::spawn_local(mesh_file::follow(config.mesh_file.clone(), index, fault));
+    if let Some(Local::File(path)) = &config.local {
+        tokio::task::spawn_local(mesh_file::follow(path.clone(), index, fault));
+    } else {
+        tokio::task::spawn_local(async move { index.closed().await });
+    }
     let (events, seen) = mpsc::channel(EVENTS_MAX);
     tokio::task::spawn_local(enroll::file::source(
         config.enroll_file.clone(),
@@ -146,7 +152,11 @@ fn start_capture(config: &Config) -> anyhow::Result<Capture> {
 }
 
 fn mesh_state(config: &Config) -> anyhow::Result<(watch::Sender<Index>, Fault)> {
-    let resources = mesh_file::read(&config.mesh_file)?;
+    let resources = match &config.local {
+        Some(Local::File(path)) => mesh_file::read(path)?,
+        Some(Local::Inline(text)) => mesh::local::parse(text).context("LOCAL_XDS")?,
+        None => Vec::new(),
+    };
     let mut index = Index::for_node(config.node_name.clone().unwrap_or_default());
     let delta = index.delta_to(&resources);
     index.apply(delta);
@@ -158,8 +168,14 @@ fn shared(
     log: &LogHandle,
     index: &watch::Sender<Index>,
 ) -> anyhow::Result<Shared> {
-    let issuer =
-        EmbeddedCa::open(&config.embedded_ca_dir, config.secret_ttl).context("EMBEDDED_CA_DIR")?;
+    let Ca::Embedded(directory) = &config.ca else {
+        anyhow::bail!("the Istio CA is not supported yet, EMBEDDED_CA_DIR gives an authority");
+    };
+    anyhow::ensure!(
+        config.xds.is_none(),
+        "XDS_ADDRESS: a control plane is not supported yet"
+    );
+    let issuer = EmbeddedCa::open(directory, config.secret_ttl).context("EMBEDDED_CA_DIR")?;
     let certs = Certs::spawn(
         Arc::new(issuer),
         identity::Config {
@@ -168,11 +184,11 @@ fn shared(
         },
     );
     let hbone = hbone::Settings {
-        stream_window: config.stream_window,
-        connection_window: config.connection_window,
-        frame_size: config.frame_size,
-        client_streams: config.pool_max_streams.into(),
-        pool_idle: config.pool_idle,
+        stream_window: config.http2.stream_window,
+        connection_window: config.http2.connection_window,
+        frame_size: config.http2.frame_size,
+        client_streams: config.http2.pool_max_streams.into(),
+        pool_idle: config.http2.pool_idle,
         ..Default::default()
     };
     let data_plane = proxy::Config {
@@ -213,7 +229,7 @@ async fn listen(
     admin: Admin,
     stop: &watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let v6 = has_v6_loopback();
+    let v6 = config.capture.ipv6 && has_v6_loopback();
     let probe =
         endpoint::bind(wildcard(v6, config.readiness_port)).context("readiness endpoint")?;
     let (told, until) = (ready.clone(), stop.clone());
