@@ -1,6 +1,7 @@
 //! Whether an inbound connection is for this pod, and where in the pod it is delivered.
 //!
-//! Covers CONNECT requests and plain connections. Leaves to others: who may connect (`authorize`), dialling, the HTTP answer.
+//! Covers CONNECT requests and plain connections. Networks as in `route`: the one that the control plane states for the pod's
+//! own workload. Leaves to others: who may connect (`authorize`), dialling, the HTTP answer.
 
 mod authority;
 
@@ -10,9 +11,10 @@ use std::sync::Arc;
 pub use authority::{Authority, BadAuthority};
 
 use crate::index::{Index, Referent};
-use crate::name::Str;
-use crate::ports::is_internal_port;
+use crate::name::{NamespacedHostname, NetworkAddress, Str};
+use crate::ports::{Ports, is_internal_port};
 use crate::service::Service;
+use crate::spiffe::SpiffeId;
 use crate::workload::{ApplicationTunnel, TunnelFormat, Workload};
 
 /// One CONNECT request.
@@ -22,6 +24,10 @@ pub struct Connect<'a> {
     pub local: &'a Arc<Workload>,
     /// Address that the tunnel was accepted on.
     pub tunnel_local: IpAddr,
+    /// TCP peer of the tunnel.
+    pub client: SocketAddr,
+    /// Identity that the peer proved.
+    pub identity: Option<&'a SpiffeId>,
     /// What the peer asks for.
     pub authority: &'a Authority,
     /// `host=` of its `forwarded` header: only says which Service to report.
@@ -30,6 +36,8 @@ pub struct Connect<'a> {
     pub socks: bool,
     /// Whether application tunnels of format PROXY are delivered on loopback.
     pub localhost_app_tunnel: bool,
+    /// Whether this listener keeps clients' addresses at all: it is transparent, and not that of the daemon's own pod.
+    pub keep_source: bool,
 }
 
 /// Where an admitted connection goes.
@@ -37,21 +45,31 @@ pub struct Connect<'a> {
 pub struct Admitted {
     /// What to dial.
     pub to: SocketAddr,
+    /// The client's address, to be kept as the source; `None` = the pod's own, chosen by the kernel.
+    pub from: Option<IpAddr>,
     /// What policy is asked about: address in the mesh and the port that is really used.
     pub destination: SocketAddr,
-    /// Destination to state in a PROXY v2 header before the application's bytes; `None` = no such header.
-    pub proxy_header: Option<SocketAddr>,
+    /// What to state in a PROXY v2 header before the application's bytes; `None` = no such header.
+    pub proxy_header: Option<ProxyHeader>,
     /// The Service to report.
     pub service: Option<Arc<Service>>,
 }
 
-impl Admitted {
-    /// Whether the client's address may be kept as the source of the connection to `to`.
-    ///
-    /// Not towards loopback, and not for a client that has the destination's own address.
-    pub fn may_keep_source(&self, client: IpAddr) -> bool {
-        client.to_canonical() != self.to.ip() && !self.to.ip().is_loopback()
-    }
+/// The facts of a PROXY v2 header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyHeader {
+    /// TCP peer of the tunnel.
+    pub source: SocketAddr,
+    /// What the peer asked for, as an address. May be of another family than `source`.
+    pub destination: SocketAddr,
+    /// Identity of the peer, for the TLV of type 0xD0.
+    pub identity: Option<SpiffeId>,
+}
+
+/// The source to bind towards `to`: none towards loopback, and none for a client that has the destination's own address.
+fn kept(client: SocketAddr, to: SocketAddr, keep: bool) -> Option<IpAddr> {
+    let client = client.ip().to_canonical();
+    (keep && client != to.ip() && !to.ip().is_loopback()).then_some(client)
 }
 
 /// Why a connection is not admitted.
@@ -121,6 +139,46 @@ pub fn admit(index: &Index, connect: &Connect<'_>) -> Result<Admitted, Rejection
     deliver(connect, pod, port, service)
 }
 
+/// What a daemon that holds only part of the mesh must ask the control plane for before [`admit`] can decide.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// What has this address.
+    Address(NetworkAddress),
+    /// What has this host name.
+    Host(NamespacedHostname),
+}
+
+/// What [`admit`] lacks, if anything: what an address means that is not the pod's own, or the Service of a host name.
+pub fn lookup_inbound(index: &Index, connect: &Connect<'_>) -> Option<Name> {
+    let local = connect.local;
+    match connect.authority {
+        Authority::Address(asked) => {
+            let ip = asked.ip();
+            let at = || NetworkAddress {
+                network: local.network.clone(),
+                ip,
+            };
+            let is_clear =
+                ip == connect.tunnel_local.to_canonical() || local.application_tunnel.is_some();
+            let is_known = || {
+                index.workload_by_ip(&local.network, ip).is_some()
+                    || (index.service_by_ip(&local.network, ip, None))
+                        .is_some_and(|service| service.vips.contains(&at()))
+            };
+            (!is_clear && !is_known()).then(|| Name::Address(at()))
+        }
+        Authority::Host { host, .. } => {
+            let known = index.service_by_host(host, Some(&local.namespace));
+            known.is_none().then(|| {
+                Name::Host(NamespacedHostname {
+                    namespace: local.namespace.clone(),
+                    hostname: host.clone(),
+                })
+            })
+        }
+    }
+}
+
 /// One connection that came without a tunnel.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain<'a> {
@@ -128,8 +186,12 @@ pub struct Plain<'a> {
     pub local: &'a Arc<Workload>,
     /// Original destination.
     pub target: SocketAddr,
+    /// TCP peer.
+    pub client: SocketAddr,
     /// Whether the SOCKS listener is open, which makes its port one of ours.
     pub socks: bool,
+    /// Whether this listener keeps clients' addresses at all: it is transparent.
+    pub keep_source: bool,
 }
 
 /// Decides about one connection that came without a tunnel: all but our own ports, delivered as dialled.
@@ -141,6 +203,7 @@ pub fn admit_plain(index: &Index, plain: &Plain<'_>) -> Result<Admitted, Rejecti
     let service = reported_service(index, plain.local, to.port(), None).cloned();
     Ok(Admitted {
         to,
+        from: kept(plain.client, to, plain.keep_source),
         destination: to,
         proxy_header: None,
         service,
@@ -189,9 +252,7 @@ fn find_service<'a>(
 ) -> Result<(&'a Arc<Service>, u16), Rejection> {
     let service = index.service_by_host(host, Some(&local.namespace));
     let service = service.ok_or_else(|| Rejection::UnknownHost(host.clone()))?;
-    let own = index
-        .endpoint(service, &local.uid)
-        .and_then(|endpoint| endpoint.ports.target(port));
+    let own = own_ports(service, local).and_then(|ports| ports.target(port));
     let target = own
         .filter(|p| *p != 0)
         .or_else(|| service.ports.target(port).filter(|p| *p != 0));
@@ -200,6 +261,18 @@ fn find_service<'a>(
         port,
     })?;
     Ok((service, target))
+}
+
+/// This pod's own ports for a Service that it is an endpoint of. Its health does not matter: it has the connection already.
+fn own_ports<'a>(service: &'a Service, local: &'a Workload) -> Option<&'a Ports> {
+    let stated = service
+        .endpoints
+        .iter()
+        .find(|own| own.workload_uid == local.uid);
+    match stated {
+        Some(stated) => Some(&stated.ports),
+        None => (local.membership(&service.namespace, &service.hostname)).map(|m| &m.ports),
+    }
 }
 
 /// The Service to report for a connection to a port of this pod: the one the peer names if it is the pod's,
@@ -214,9 +287,8 @@ fn reported_service<'a>(
         forwarded_host.and_then(|host| index.services_of(local).find(|s| *s.hostname == *host));
     named.or_else(|| {
         index.services_of(local).find(|service| {
-            let own = index.endpoint(service, &local.uid);
             service.ports.leads_to(port)
-                || own.is_some_and(|endpoint| endpoint.ports.leads_to(port))
+                || own_ports(service, local).is_some_and(|ports| ports.leads_to(port))
         })
     })
 }
@@ -239,7 +311,11 @@ fn deliver(
         })
     );
     let proxy_header = if is_proxy {
-        Some(stated(connect, service)?)
+        Some(ProxyHeader {
+            source: SocketAddr::new(connect.client.ip().to_canonical(), connect.client.port()),
+            destination: stated(connect, service)?,
+            identity: connect.identity.cloned(),
+        })
     } else {
         None
     };
@@ -250,6 +326,7 @@ fn deliver(
     };
     Ok(Admitted {
         to,
+        from: kept(connect.client, to, connect.keep_source),
         destination,
         proxy_header,
         service: service.cloned(),

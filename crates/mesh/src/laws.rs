@@ -166,9 +166,10 @@ fn check_plan(index: &Index, flow: &Flow, plan: &Plan) {
         Some(destination),
         "a known workload"
     );
-    assert_eq!(
-        destination.network, flow.source.network,
-        "on the source's network"
+    let is_gateway = matches!(plan.hop, Hop::DoubleHbone { .. });
+    assert!(
+        is_gateway || destination.network == flow.source.network,
+        "on the source's network, but for gateways"
     );
     assert!(
         destination.addresses.contains(&plan.to.ip()),
@@ -180,10 +181,16 @@ fn check_plan(index: &Index, flow: &Flow, plan: &Plan) {
             "the peer is checked"
         );
     }
+    if let Hop::DoubleHbone {
+        gateway, expected, ..
+    } = &plan.hop
+    {
+        assert!(gateway.contains(&destination.identity()) && !expected.is_empty());
+    }
     let Some(service) = &plan.service else { return };
     assert!(service.is_visible_to(Some(&flow.source.namespace)));
     let has_waypoint = service.waypoint.is_some() || !service.weighted_waypoints.is_empty();
-    if !has_waypoint {
+    if !has_waypoint && !is_gateway {
         assert!(
             index.endpoint(service, &destination.uid).is_some(),
             "an endpoint that health admits"

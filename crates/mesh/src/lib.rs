@@ -21,14 +21,17 @@ pub mod service;
 pub mod spiffe;
 pub mod workload;
 
-pub use admit::{Admitted, Authority, BadAuthority, Connect, Plain, Rejection, admit, admit_plain};
+pub use admit::{
+    Admitted, Authority, BadAuthority, Connect, Name, Plain, ProxyHeader, Rejection, admit,
+    admit_plain, lookup_inbound,
+};
 pub use authorize::{Attempt, Denial, Note, Verdict, authorize};
 pub use index::{Applied, Delta, EndpointRef, Index, Key, Resource};
 pub use name::{Interner, NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 pub use policy::Policy;
 pub use pools::Pools;
 pub use ports::{HBONE_PORT, Ports};
-pub use route::{Decision, Flow, Hop, Lookup, Plan, Refusal, Resolve, route};
+pub use route::{Decision, Flow, Hop, Lookup, Plan, Refusal, Resolve, lookup, route};
 pub use service::Service;
 pub use spiffe::SpiffeId;
 pub use workload::{Place, Profile, Workload, baggage};

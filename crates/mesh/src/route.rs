@@ -1,7 +1,12 @@
-//! Where one new outbound connection goes: its next hop, the tunnel to use, and the peers to accept there.
+//! Where one new outbound connection goes: its next hop, the tunnels to use, and the peers to accept there.
 //!
-//! Leaves to others: dialling, resolving host names (asked for with [`Lookup`]), certificates.
+//! One rule for networks: an address means what it means on the network that the control plane states for the source's
+//! workload. The network setting of the daemon is not asked, so that a wrong one cannot hide a waypoint.
+//!
+//! Leaves to others: dialling, resolving host names (asked for with [`Lookup`]), asking the control plane (for what [`lookup`]
+//! says), certificates.
 
+mod gateway;
 mod leg;
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +15,13 @@ use std::sync::Arc;
 use rand::Rng;
 
 use crate::balance::{Purpose, Wish, choose};
-use crate::index::{Index, Referent};
-use crate::name::Str;
+use crate::index::Index;
+use crate::name::{NetworkAddress, Str};
 use crate::ports::is_internal_port;
 use crate::service::Service;
 use crate::spiffe::SpiffeId;
-use crate::workload::{Destination, GatewayAddress, Protocol, Workload};
+use crate::workload::{GatewayAddress, Protocol, Workload};
+use gateway::Found;
 pub use leg::Resolve;
 use leg::{Leg, Road};
 
@@ -50,7 +56,7 @@ pub struct Plan {
     pub hop: Hop,
     /// The TCP next hop.
     pub to: SocketAddr,
-    /// The workload at the next hop: endpoint or waypoint. Unknown for passthrough.
+    /// The workload at the next hop: endpoint, waypoint or network gateway. Unknown for passthrough.
     pub destination: Option<Arc<Workload>>,
     /// The Service that was dialled. Unknown for passthrough.
     pub service: Option<Arc<Service>>,
@@ -68,6 +74,15 @@ pub enum Hop {
         /// `:authority` of the CONNECT request.
         authority: String,
         /// Identities of which the peer must show one; never empty.
+        expected: Vec<SpiffeId>,
+    },
+    /// A CONNECT tunnel to a network gateway, and in it another over mutual TLS of its own to whom the gateway leads.
+    DoubleHbone {
+        /// `:authority` of both CONNECT requests: host name of the Service and the port that was dialled.
+        authority: String,
+        /// Identities of which the gateway must show one; never empty.
+        gateway: Vec<SpiffeId>,
+        /// Identities of which the peer of the inner tunnel must show one; never empty.
         expected: Vec<SpiffeId>,
     },
 }
@@ -98,9 +113,12 @@ pub enum Refusal {
     /// A host name has no address.
     #[error("no ip addresses were resolved for {0}")]
     NotResolved(Str),
-    /// The chosen workload is on another network, behind a gateway.
-    #[error("workload {0} is on another network: double HBONE not available yet")]
-    OtherNetwork(Str),
+    /// The gateway to the chosen workload's network is not known, or has no endpoint that may be used.
+    #[error("unknown network gateway: {0}")]
+    UnknownGateway(String),
+    /// Nothing says who may answer behind the gateway: the Service through which the endpoint was chosen lists no SPIFFE id.
+    #[error("no identity to expect behind a network gateway: {0} has no subject alternative names")]
+    NoInnerIdentity(Str),
 }
 
 /// Decides about one outbound connection.
@@ -129,6 +147,25 @@ pub fn route(index: &Index, flow: &Flow, rng: &mut impl Rng) -> Decision {
     outcome.unwrap_or_else(Decision::Refuse)
 }
 
+/// What a daemon that holds only part of the mesh must ask the control plane for before [`route`] can decide.
+///
+/// `None` when the index answers already: with a workload at the address, or a Service that the source may use and that has just
+/// this address. A range that holds the address is no answer, as an unknown Service may have the address itself.
+pub fn lookup(index: &Index, flow: &Flow) -> Option<NetworkAddress> {
+    let (network, ip) = (&flow.source.network, flow.target.ip().to_canonical());
+    if ip.is_loopback() {
+        return None;
+    }
+    let at = NetworkAddress {
+        network: network.clone(),
+        ip,
+    };
+    let service = index.service_by_ip(network, ip, Some(&flow.source.namespace));
+    let is_known = service.is_some_and(|service| service.vips.contains(&at))
+        || index.workload_by_ip(network, ip).is_some();
+    (!is_known).then_some(at)
+}
+
 /// One flow, while its way is found.
 struct Asker<'a> {
     index: &'a Index,
@@ -152,7 +189,9 @@ impl Asker<'_> {
         let Some((workload, port)) = choose(self.index, wish, rng) else {
             return Err(Refusal::NoHealthyUpstream(self.target));
         };
-        self.stay_on_network(workload)?;
+        if workload.network != self.source.network {
+            return self.across(workload, service, Some(service), rng);
+        }
         self.direct(workload, port, Some(service))
     }
 
@@ -201,27 +240,20 @@ impl Asker<'_> {
         service: Option<&Arc<Service>>,
         rng: &mut impl Rng,
     ) -> Outcome {
-        let unknown =
-            |why: &str| Refusal::UnknownWaypoint(format!("{}{why}", waypoint.destination));
-        let port = waypoint.hbone_mtls_port;
-        let (workload, port, over) = match self.referent(waypoint).ok_or_else(|| unknown(""))? {
-            Referent::Workload(workload) => (workload, port, None),
-            Referent::Service(over) => {
-                let wish = self.wish(over, port, Purpose::Waypoint);
-                let (workload, port) = choose(self.index, wish, rng)
-                    .ok_or_else(|| unknown(" has no usable endpoint"))?;
-                (workload, port, Some(over))
-            }
-        };
-        if service.is_some() {
-            self.stay_on_network(workload)?;
-        } else if workload.network != self.source.network {
-            return Err(Refusal::NoDestination(workload.uid.clone()));
+        let found = self.find(waypoint, Purpose::Waypoint, rng);
+        let Found {
+            workload,
+            port,
+            over,
+            near,
+        } = found.map_err(Refusal::UnknownWaypoint)?;
+        if workload.network != self.source.network {
+            // only what is addressed by a Service can be named to a gateway
+            let Some(service) = service else {
+                return Err(Refusal::NoDestination(workload.uid.clone()));
+            };
+            return self.across(workload, service, over, rng);
         }
-        let near = match &waypoint.destination {
-            Destination::Hostname(_) => self.target.ip(),
-            Destination::Address(literal) => literal.ip,
-        };
         let road = Road::Waypoint {
             port,
             authority: self.target.to_string(),
@@ -233,37 +265,6 @@ impl Asker<'_> {
             road,
         }
         .from(over, near)
-    }
-
-    /// Refuses what is on another network.
-    fn stay_on_network(&self, workload: &Workload) -> Result<(), Refusal> {
-        if workload.network == self.source.network {
-            return Ok(());
-        }
-        let uid = workload.uid.clone();
-        Err(if workload.network_gateway.is_some() {
-            Refusal::OtherNetwork(uid)
-        } else {
-            Refusal::NoDestination(uid)
-        })
-    }
-
-    /// Whether the source is itself one of the workloads that make up a waypoint.
-    fn is_part_of(&self, waypoint: &GatewayAddress) -> bool {
-        let is_source =
-            |w: &Workload| w.same_identity(self.source) && w.addresses.contains(&self.client);
-        match self.referent(waypoint) {
-            Some(Referent::Workload(workload)) => is_source(workload),
-            Some(Referent::Service(service)) => {
-                self.index.endpoints(service).any(|e| is_source(e.workload))
-            }
-            None => false,
-        }
-    }
-
-    fn referent(&self, waypoint: &GatewayAddress) -> Option<Referent<'_>> {
-        self.index
-            .referent(&waypoint.destination, Some(&self.source.namespace))
     }
 
     fn wish<'b>(&'b self, service: &'b Service, service_port: u16, purpose: Purpose) -> Wish<'b> {

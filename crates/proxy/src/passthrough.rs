@@ -67,7 +67,9 @@ async fn admit(flow: &Accepted) -> Result<(Arc<Workload>, Admitted), Failure> {
     let asked = Plain {
         local: &local,
         target: flow.orig_dst,
+        client: flow.peer,
         socks: false,
+        keep_source: true,
     };
     let admitted = mesh::admit_plain(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
     Ok((local, admitted))
@@ -81,7 +83,7 @@ async fn carry(
 ) -> Result<(), Failure> {
     flow.shard.shared.decide(subject, &subject.local)?;
     let to = admitted.to;
-    let from = Some(flow.peer.ip()).filter(|ip| admitted.may_keep_source(*ip));
+    let from = admitted.from;
     let mut upstream = connect(&*flow.pod.net, &Dial::App { to, from })
         .await
         .map_err(|cause| Failure::Application { to, cause })?;

@@ -206,7 +206,7 @@ fn labels(facts: &Facts) -> TrafficLabels {
             principal: destination
                 .workload
                 .as_deref()
-                .map(Workload::identity)
+                .map(|w| w.identity())
                 .or_else(|| destination.identity.clone()),
             workload: workload_labels(destination),
         },

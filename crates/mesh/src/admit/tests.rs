@@ -3,6 +3,8 @@
 use super::*;
 use crate::local;
 
+const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 99)), 40000);
+
 const MESH: &str = r#"
 workloads:
 - {uid: pod, name: pod, namespace: shop, serviceAccount: pod, workloadIps: [10.0.0.1], services: {shop/cart: {80: 8081}, shop/second: {}, shop/named: {}, shop/vips: {}}}
@@ -42,7 +44,10 @@ fn shown(answer: &Result<Admitted, Rejection>) -> String {
             let service = admitted.service.as_ref().map_or("-", |s| &s.name);
             let header = admitted
                 .proxy_header
-                .map_or(String::new(), |to| format!(" proxy {to}"));
+                .as_ref()
+                .map_or(String::new(), |header| {
+                    format!(" proxy {}", header.destination)
+                });
             format!(
                 "{} as {} {service}{header}",
                 admitted.to, admitted.destination
@@ -60,6 +65,9 @@ fn ask(index: &Index, uid: &str, authority: &str, forwarded_host: Option<&str>) 
         &Connect {
             local,
             tunnel_local: local.addresses[0],
+            client: CLIENT,
+            identity: None,
+            keep_source: true,
             authority: &authority,
             forwarded_host,
             socks: false,
@@ -158,6 +166,9 @@ fn application_tunnels_without_loopback() {
     let asked = Connect {
         local,
         tunnel_local: local.addresses[0],
+        client: CLIENT,
+        identity: None,
+        keep_source: true,
         authority: &authority,
         forwarded_host: None,
         socks: true,
@@ -237,7 +248,9 @@ fn plain_connections() {
                 &Plain {
                     local,
                     target,
-                    socks
+                    client: CLIENT,
+                    socks,
+                    keep_source: true,
                 }
             )),
             expected,
@@ -258,16 +271,9 @@ fn the_source_is_kept_where_it_can_be() {
     ];
     for (to, client, expected) in cases {
         let to = to.parse().expect("an address");
-        let admitted = Admitted {
-            to,
-            destination: to,
-            proxy_header: None,
-            service: None,
-        };
-        assert_eq!(
-            admitted.may_keep_source(client.parse().expect("an address")),
-            expected,
-            "{to} {client}"
-        );
+        let client = SocketAddr::new(client.parse().expect("an address"), 40000);
+        let from = expected.then(|| client.ip().to_canonical());
+        assert_eq!(kept(client, to, true), from, "{to} {client}");
+        assert_eq!(kept(client, to, false), None, "{to} {client}");
     }
 }

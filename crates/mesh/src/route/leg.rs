@@ -31,6 +31,13 @@ pub(super) enum Road {
         authority: String,
         expected: Vec<SpiffeId>,
     },
+    /// Double HBONE through this port of a network gateway.
+    Gateway {
+        port: u16,
+        authority: String,
+        gateway: Vec<SpiffeId>,
+        expected: Vec<SpiffeId>,
+    },
 }
 
 /// A decision that waits for the addresses of a host name.
@@ -119,6 +126,19 @@ impl Leg {
                 SocketAddr::new(ip, port),
                 Hop::Hbone {
                     authority,
+                    expected,
+                },
+            ),
+            Road::Gateway {
+                port,
+                authority,
+                gateway,
+                expected,
+            } => (
+                SocketAddr::new(ip, port),
+                Hop::DoubleHbone {
+                    authority,
+                    gateway,
                     expected,
                 },
             ),

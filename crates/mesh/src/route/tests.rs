@@ -117,6 +117,21 @@ fn shown(decision: &Decision) -> String {
                 expected.join("+")
             )
         }
+        Hop::DoubleHbone {
+            authority,
+            gateway,
+            expected,
+        } => {
+            let names = |all: &[SpiffeId]| {
+                let all: Vec<_> = all.iter().map(SpiffeId::service_account).collect();
+                all.join("+")
+            };
+            format!(
+                "gateway {to} as {} for {authority} as {} {service}",
+                names(gateway),
+                names(expected)
+            )
+        }
     }
 }
 
@@ -152,7 +167,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("host network through a service", "c", "10.1.0.8:80", "tcp 10.0.0.15:80 host"),
     ("host network by address", "c", "10.0.0.15:80", "pass 10.0.0.15:80 -"),
     ("endpoint by host name", "c", "10.1.0.9:80", "lacks: no ip addresses were resolved for db.example: host name endpoints need a resolver"),
-    ("on another network with gateway", "c", "10.1.0.11:80", "refused: workload k//Pod/shop/far-gw is on another network: double HBONE not available yet"),
+    ("on another network with gateway", "c", "10.1.0.11:80", "refused: unknown network gateway: istio/gw"),
     ("on another network without gateway", "c", "10.1.0.12:80", "refused: no valid routing destination for workload k//Pod/shop/far"),
     ("no address, gateway on the same network", "c", "10.1.0.13:80", "refused: no healthy upstream: 10.1.0.13:80"),
     ("service waypoint", "c", "10.1.0.14:80", "hbone 10.0.0.21:15018 for 10.1.0.14:80 as w1+extra wp-svc"),
@@ -161,7 +176,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("service waypoint unknown", "c", "10.1.0.16:80", "refused: unknown waypoint: shop/nobody"),
     ("weights add up to nothing", "c", "10.1.0.18:80", "hbone 10.0.0.22:15008 for 10.1.0.18:80 as w2 wp-zero"),
     ("service waypoint with application tunnel", "c", "10.1.0.23:80", "hbone 10.0.0.23:15008 for 10.1.0.23:80 as w3 wp-tunnel"),
-    ("service waypoint on another network", "c", "10.1.0.24:80", "refused: workload k//Pod/shop/w4 is on another network: double HBONE not available yet"),
+    ("service waypoint on another network", "c", "10.1.0.24:80", "refused: unknown network gateway: istio/gw"),
     ("waypoint, any port of the service", "c", "10.1.0.14:999", "hbone 10.0.0.21:15018 for 10.1.0.14:999 as w1+extra wp-svc"),
     ("passthrough service", "c", "10.1.0.20:80", "pass 10.1.0.20:80 -"),
     ("passthrough range", "c", "10.7.0.9:999", "pass 10.7.0.9:999 -"),
