@@ -83,6 +83,11 @@ impl Crl {
         Ok(count)
     }
 
+    /// Number of lists in force.
+    pub fn lists(&self) -> usize {
+        self.shared.lists.borrow().len()
+    }
+
     /// Handshakes refused and tunnels closed because the peer's certificate is revoked; each tunnel counts once.
     pub fn rejected(&self, side: Side) -> u64 {
         self.shared.rejected.of(side).load(Ordering::Relaxed)
@@ -137,7 +142,7 @@ impl Crl {
     }
 
     /// The lists, for one handshake; `None` while there are none, so that nothing has to be looked for.
-    pub(crate) fn lists(&self) -> Option<Arc<Lists>> {
+    pub(crate) fn current(&self) -> Option<Arc<Lists>> {
         let lists = self.shared.lists.borrow();
         (lists.len() > 0).then(|| Arc::clone(&lists))
     }

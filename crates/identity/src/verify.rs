@@ -112,7 +112,7 @@ fn holds(
     asked: &Asked<'_>,
     plainly: impl FnOnce() -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let Some((crl, lists)) = crl.and_then(|crl| Some((crl, crl.lists()?))) else {
+    let Some((crl, lists)) = crl.and_then(|crl| Some((crl, crl.current()?))) else {
         return plainly();
     };
     if path::check(asked, &lists).is_ok() {

@@ -20,6 +20,9 @@ pub enum Failure {
     /// The mesh state lacks something that only a lookup could tell.
     #[error("{0}")]
     Lacks(mesh::Lookup),
+    /// The destination is on another network, behind a gateway.
+    #[error("destination is on another network: double HBONE not available yet")]
+    OtherNetwork,
     /// The CONNECT request or plaintext destination is not for this pod.
     #[error("{0}")]
     Rejected(mesh::Rejection),
@@ -64,6 +67,9 @@ pub enum Failure {
     /// No certificate for the pod.
     #[error("identity error: {0}")]
     Identity(#[from] identity::IdentityError),
+    /// The peer's certificate was taken back while the tunnel was open.
+    #[error("connection closed: peer certificate revoked by CRL")]
+    CertRevoked,
     /// TLS could not be configured.
     #[error("tls error: {0}")]
     TlsConfig(String),
@@ -94,6 +100,7 @@ impl Failure {
             Failure::Denied(_) | Failure::PolicyChange => Flag::Deny,
             Failure::Drain => Flag::None,
             Failure::Identity(_) => Flag::IdentityError,
+            Failure::CertRevoked => Flag::CertRevoked,
             Failure::TlsConfig(_) => Flag::TlsFailure,
             Failure::Handshake(_) => Flag::H2HandshakeFailure,
             Failure::Refused(hbone::ConnectError::Status(_)) => Flag::Connect,
@@ -103,6 +110,7 @@ impl Failure {
             | Failure::SelfCall
             | Failure::Route(_)
             | Failure::Lacks(_)
+            | Failure::OtherNetwork
             | Failure::Rejected(_)
             | Failure::Request(_)
             | Failure::Connect { .. }
@@ -123,11 +131,13 @@ impl Failure {
             | Failure::SelfCall
             | Failure::Route(_)
             | Failure::Lacks(_)
+            | Failure::OtherNetwork
             | Failure::Drain
             | Failure::Connect { .. }
             | Failure::ConnectTimeout { .. }
             | Failure::Application { .. }
             | Failure::Identity(_)
+            | Failure::CertRevoked
             | Failure::TlsConfig(_)
             | Failure::Tls(_)
             | Failure::Handshake(_)
@@ -145,6 +155,7 @@ impl Failure {
             Failure::SelfCall => "self_call",
             Failure::Route(_) => "no_route",
             Failure::Lacks(_) => "lookup",
+            Failure::OtherNetwork => "double_hbone",
             Failure::Rejected(_) => "rejected",
             Failure::Request(_) => "bad_request",
             Failure::Denied(_) => "policy",
@@ -154,6 +165,7 @@ impl Failure {
             Failure::ConnectTimeout { .. } => "connect_timeout",
             Failure::Application { .. } => "application",
             Failure::Identity(_) => "identity",
+            Failure::CertRevoked => "cert_revoked",
             Failure::TlsConfig(_) => "tls_config",
             Failure::Tls(_) => "tls_handshake",
             Failure::Handshake(_) => "h2_handshake",
@@ -192,6 +204,12 @@ mod tests {
                 Failure::Drain,
                 "connection closed due to connection drain",
                 Flag::None,
+                503,
+            ),
+            (
+                Failure::CertRevoked,
+                "connection closed: peer certificate revoked by CRL",
+                Flag::CertRevoked,
                 503,
             ),
             (

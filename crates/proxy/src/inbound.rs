@@ -6,11 +6,13 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use identity::{Side, Watch};
 use mesh::{Admitted, Connect, SpiffeId, Workload};
 use telemetry::access::Direction;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -37,6 +39,28 @@ struct Peer {
     /// where the tunnel was accepted: pod address, port 15008
     local_address: SocketAddr,
     identity: SpiffeId,
+    /// set once the peer's certificate is revoked; none where that is not watched
+    revoked: Option<watch::Sender<bool>>,
+}
+
+impl Peer {
+    /// Ready once the peer's certificate is revoked.
+    async fn revoked(&self) {
+        let told = self.revoked.as_ref().map(watch::Sender::subscribe);
+        if let Some(mut told) = told
+            && told.wait_for(|revoked| *revoked).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+/// A tunnel whose peer has proven who it is.
+struct Authenticated {
+    server: hbone::Server<TlsStream<TcpStream>>,
+    identity: SpiffeId,
+    watch: Watch,
 }
 
 /// Serves one accepted TLS connection to its end.
@@ -64,7 +88,11 @@ pub(crate) async fn serve(flow: Accepted) {
         () = reached(&mut phase, Phase::Cut) => return,
         done = authenticate(&shard, &pod, stream) => done,
     };
-    let (server, identity) = match handshake {
+    let Authenticated {
+        server,
+        identity,
+        watch,
+    } = match handshake {
         Ok(done) => done,
         Err(why) => return refuse(&why),
     };
@@ -74,8 +102,9 @@ pub(crate) async fn serve(flow: Accepted) {
         address,
         local_address,
         identity,
+        revoked: watch.is_on().then(|| watch::Sender::new(false)),
     });
-    streams(&peer, server).await;
+    streams(&peer, server, watch).await;
     drop(held);
 }
 
@@ -84,7 +113,7 @@ async fn authenticate(
     shard: &Shard,
     pod: &Pod,
     stream: TcpStream,
-) -> Result<(hbone::Server<TlsStream<TcpStream>>, SpiffeId), Failure> {
+) -> Result<Authenticated, Failure> {
     let shared = &shard.shared;
     let local = local_workload(shared, pod).await?;
     let credential = shared.certs.get(&local.identity()).await?;
@@ -98,26 +127,43 @@ async fn authenticate(
             )));
         }
     };
-    let identity = tls
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(identity::peer_id);
+    let presented = tls.get_ref().1.peer_certificates();
+    let watch = credential.watch(Side::Accepting, presented, SystemTime::now());
+    let identity = presented.and_then(identity::peer_id);
     let identity = identity.ok_or_else(|| Failure::TlsConfig("peer has no identity".into()))?;
     let server = hbone::Server::handshake(tls, &shared.config.hbone)
         .await
         .map_err(Failure::Handshake)?;
-    Ok((server, identity))
+    Ok(Authenticated {
+        server,
+        identity,
+        watch,
+    })
 }
 
 /// Takes streams until the connection ends; each is served by a task of its own.
-async fn streams(peer: &Rc<Peer>, mut server: hbone::Server<TlsStream<TcpStream>>) {
+async fn streams(
+    peer: &Rc<Peer>,
+    mut server: hbone::Server<TlsStream<TcpStream>>,
+    mut watch: Watch,
+) {
     let (mut phase, mut end) = (peer.pod.phase(), peer.pod.phase());
-    let mut draining = false;
+    let (mut draining, mut revoked) = (false, false);
     loop {
         let next = tokio::select! {
             biased;
             () = reached(&mut end, Phase::Cut) => return,
+            () = watch.revoked(), if !revoked => {
+                revoked = true;
+                tracing::warn!(peer = %peer.address, pod = %peer.pod.uid, identity = %peer.identity,
+                    "tunnel closed: the peer's certificate is revoked");
+                // the streams first, so that each ends for this reason and not for the broken tunnel
+                if let Some(told) = &peer.revoked {
+                    told.send_replace(true);
+                }
+                server.cut();
+                continue;
+            }
             () = reached(&mut phase, Phase::Drain), if !draining => {
                 draining = true;
                 server.drain();
@@ -199,6 +245,7 @@ async fn stream(peer: Rc<Peer>, request: hbone::Request) {
     let ended = tokio::select! {
         biased;
         Ok(()) = denied => Err(Failure::PolicyChange),
+        () = peer.revoked() => Err(Failure::CertRevoked),
         () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
         ended = carry(&peer, &call, &subject, reply, &report) => ended,
     };
@@ -212,10 +259,13 @@ async fn admit(peer: &Peer, head: hbone::Head) -> Result<Call, Failure> {
     let asked = Connect {
         local: &local,
         tunnel_local: peer.local_address.ip(),
+        client: peer.address,
+        identity: Some(&peer.identity),
         authority: &authority(&head.authority),
         forwarded_host: head.forwarded_host.as_deref(),
         socks: false,
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
+        keep_source: true,
     };
     let admitted = mesh::admit(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
     Ok(Call {
@@ -275,7 +325,7 @@ async fn reach(peer: &Peer, call: &Call, subject: &Subject) -> Result<TcpStream,
             "the PROXY protocol towards applications is not supported yet",
         ));
     }
-    let from = Some(peer.address.ip()).filter(|ip| call.admitted.may_keep_source(*ip));
+    let from = call.admitted.from;
     connect(&*peer.pod.net, &Dial::App { to, from })
         .await
         .map_err(|cause| Failure::Application { to, cause })

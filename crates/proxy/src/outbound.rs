@@ -18,7 +18,7 @@ use crate::live::OpenFlow;
 use crate::needs::Dial;
 use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
-use crate::tunnels::Key;
+use crate::tunnels::{self, Key};
 
 /// Serves one captured outbound connection to its end.
 pub(crate) async fn serve(flow: Accepted) {
@@ -124,8 +124,9 @@ async fn carry(
                 .tunnels(&flow.pod)
                 .open(&flow.shard, &flow.pod, &key, &connect)
                 .await?;
-            copy::into_tunnel(&mut flow.stream, tunnel, report).await
+            tunnels::copy(&mut flow.stream, tunnel, report).await
         }
+        Hop::DoubleHbone { .. } => Err(Failure::OtherNetwork),
     }
 }
 
@@ -138,7 +139,9 @@ pub(crate) fn baggage(workload: &Workload) -> hbone::HeaderValue {
 fn facts(flow: &Accepted, source: &Arc<Workload>, plan: &Plan) -> Facts {
     let (mutual_tls, authority) = match &plan.hop {
         Hop::Passthrough | Hop::Tcp => (false, None),
-        Hop::Hbone { authority, .. } => (true, Some(authority.as_str().into())),
+        Hop::Hbone { authority, .. } | Hop::DoubleHbone { authority, .. } => {
+            (true, Some(authority.as_str().into()))
+        }
     };
     Facts {
         direction: Direction::Outbound,
@@ -151,7 +154,7 @@ fn facts(flow: &Accepted, source: &Arc<Workload>, plan: &Plan) -> Facts {
         destination: End {
             address: Some(plan.to),
             workload: plan.destination.clone(),
-            identity: plan.destination.as_deref().map(Workload::identity),
+            identity: plan.destination.as_deref().map(|w| w.identity()),
             baggage: None,
         },
         service: plan.service.clone(),
@@ -170,6 +173,7 @@ fn open_flow(flow: &Accepted, plan: &Plan) -> OpenFlow {
         protocol: match &plan.hop {
             Hop::Passthrough | Hop::Tcp => "TCP",
             Hop::Hbone { .. } => "HBONE",
+            Hop::DoubleHbone { .. } => "DOUBLEHBONE",
         },
     }
 }

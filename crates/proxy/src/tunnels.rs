@@ -4,8 +4,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use identity::{Side, Watch};
 use mesh::{SpiffeId, Str};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -15,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::Config;
 use crate::connect::connect;
+use crate::copy::{Count, into_tunnel};
 use crate::failure::Failure;
 use crate::needs::Dial;
 use crate::pod::Pod;
@@ -105,13 +107,41 @@ impl Tunnels {
             Ok(done) => done.map_err(Failure::Tls)?,
             Err(_) => return Err(Failure::Tls(std::io::ErrorKind::TimedOut.into())),
         };
-        hbone::handshake(stream, &self.settings)
+        let presented = stream.get_ref().1.peer_certificates();
+        let watch = credential.watch(Side::Connecting, presented, SystemTime::now());
+        let (sender, driver) = hbone::handshake(stream, &self.settings)
             .await
-            .map_err(Failure::Handshake)
+            .map_err(Failure::Handshake)?;
+        if !watch.is_on() {
+            return Ok((sender, driver));
+        }
+        Ok((sender, driver.cut_when(revoked(watch, pod.uid.clone(), to))))
     }
 
     /// Shares none of the tunnels any longer; idle ones close.
     pub(crate) fn clear(self: &Rc<Self>) {
         self.pool.clear();
+    }
+}
+
+/// Waits until the certificate of the peer at `to` is taken back.
+async fn revoked(mut watch: Watch, pod: Str, to: SocketAddr) {
+    watch.revoked().await;
+    tracing::warn!(%pod, %to, "tunnel dropped: the peer's certificate is revoked");
+}
+
+/// Copies between a plain client and a tunnel until both directions have ended, or the tunnel is cut.
+///
+/// Errors: the tunnel broke, or the peer's certificate was revoked.
+pub(crate) async fn copy(
+    client: &mut TcpStream,
+    tunnel: hbone::Tunnel,
+    count: &impl Count,
+) -> Result<(), Failure> {
+    let cut = tunnel.cut();
+    tokio::select! {
+        biased;
+        () = cut => Err(Failure::CertRevoked),
+        ended = into_tunnel(client, tunnel, count) => ended,
     }
 }
