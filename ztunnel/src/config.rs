@@ -3,13 +3,13 @@
 //! Only this module reads the world, through a value that tests make themselves. What each setting does at run time is left
 //! to the rooms.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use control::node::Node;
+use identity::Tls;
 use mesh::SpiffeId;
-use serde_json::Value;
 
 mod capture;
 mod control_plane;
@@ -20,7 +20,8 @@ pub mod variables;
 pub mod view;
 
 pub use capture::Capture;
-pub use control_plane::{Ca, Local, Roots, Server, Xds};
+use control_plane::Common;
+pub use control_plane::{Ca, Local, Xds};
 pub use limits::{Http2, Keepalive};
 use proxy_config::ProxyConfig;
 use value::Env;
@@ -40,23 +41,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// What istiod is told of this daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeInfo {
-    /// address of the daemon's pod
-    pub ip: IpAddr,
-    /// the daemon's pod; empty when not told
-    pub pod: String,
-    /// its namespace; empty when not told
-    pub namespace: String,
-    /// the machine; empty when not told
-    pub node_name: String,
-    /// proxy metadata, keys without `ISTIO_META_`
-    pub metadata: BTreeMap<String, String>,
-    /// values of `ISTIO_METAJSON_*`
-    pub metadata_json: BTreeMap<String, Value>,
-}
-
 /// The daemon's own place in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Own {
@@ -67,7 +51,7 @@ pub struct Own {
 }
 
 /// Everything the daemon was told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// enrolment file (`ENROLL=file`)
     pub enroll_file: PathBuf,
@@ -84,7 +68,7 @@ pub struct Config {
     /// revoked certificates; watched
     pub crl_path: Option<PathBuf>,
     /// what istiod is told of this daemon
-    pub node: NodeInfo,
+    pub node: Node,
     /// the daemon's own identity, when its pod is known
     pub own: Option<Own>,
     /// capture
@@ -142,9 +126,17 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
     let env = Env::new(world);
     let proxy = ProxyConfig::read(&env)?;
     let capture = Capture::read(&env, &proxy)?;
+    let tls12 = env.is_true("TLS12_ENABLED");
+    let post_quantum_only = env.raw("COMPLIANCE_POLICY") == Some("pqc");
+    let common = Common {
+        cluster_id: env
+            .optional("ISTIO_META_CLUSTER_ID")
+            .unwrap_or_else(|| env.text("CLUSTER_ID", "Kubernetes")),
+        tls: Tls::new(tls12, post_quantum_only),
+    };
     let local = control_plane::local(&env)?;
-    let xds = control_plane::xds(&env, &proxy, local.as_ref(), capture.dns)?;
-    let ca = control_plane::ca(&env)?;
+    let xds = control_plane::xds(&env, &common, &proxy, local.as_ref(), capture.dns)?;
+    let ca = control_plane::ca(&env, &common)?;
     let mut warnings = ineffective(&env);
     warnings.extend(control_plane::token_warning(&env));
     Ok(Config {
@@ -162,13 +154,11 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
         capture,
         network: env.text("NETWORK", ""),
         node_name: env.optional("NODE_NAME"),
-        cluster_id: env
-            .optional("ISTIO_META_CLUSTER_ID")
-            .unwrap_or_else(|| env.text("CLUSTER_ID", "Kubernetes")),
+        cluster_id: common.cluster_id,
         cluster_domain: env.text("CLUSTER_DOMAIN", "cluster.local"),
         preferred_namespace: env.optional("PREFERED_SERVICE_NAMESPACE"),
-        tls12: env.is_true("TLS12_ENABLED"),
-        post_quantum_only: env.raw("COMPLIANCE_POLICY") == Some("pqc"),
+        tls12,
+        post_quantum_only,
         threads: limits::threads(&env, &proxy)?,
         admin_port: env.number("ADMIN_PORT", proxy.proxy_admin_port.unwrap_or(15000))?,
         stats_port: env.number("STATS_PORT", proxy.stats_port.unwrap_or(15020))?,
@@ -191,18 +181,15 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
     })
 }
 
-fn node(
-    env: &Env<'_>,
-    proxy: &ProxyConfig,
-    warnings: &mut Vec<String>,
-) -> Result<NodeInfo, Invalid> {
+fn node(env: &Env<'_>, proxy: &ProxyConfig, warnings: &mut Vec<String>) -> Result<Node, Invalid> {
     let ip = env.text("INSTANCE_IP", INSTANCE_IP_DEFAULT);
+    if ip.parse::<IpAddr>().is_err() {
+        return Err(Invalid::new("INSTANCE_IP", ip, "an address"));
+    }
     let (metadata_json, skipped) = proxy_config::json_metadata(env);
     warnings.extend(skipped);
-    Ok(NodeInfo {
-        ip: ip
-            .parse()
-            .map_err(|_| Invalid::new("INSTANCE_IP", ip, "an address"))?,
+    Ok(Node {
+        ip,
         pod: env.text("POD_NAME", ""),
         namespace: env.text("POD_NAMESPACE", ""),
         node_name: env.text("NODE_NAME", ""),

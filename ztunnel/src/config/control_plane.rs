@@ -4,10 +4,10 @@
 //! `discoveryAddress`, else istiod in Kubernetes, else nothing if there is a local state, else istiod on this machine.
 //! `CA_ADDRESS` unset means the embedded authority if `EMBEDDED_CA_DIR` is set, else istiod.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use control::channel::{Config as Server, Roots, Token};
 use hyper::Uri;
 use hyper::header::HeaderName;
 use rustls::pki_types::ServerName;
@@ -48,53 +48,8 @@ const SECRET_TTL_EMBEDDED: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(2)..=Duration::from_secs(90 * DAY);
 const DAY: u64 = 24 * 3600;
 
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-/// The certificates that vouch for a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Roots {
-    /// PEM file, read again when it is needed
-    File(PathBuf),
-    /// what the system trusts
-    System,
-    /// PEM text
-    Inline(String),
-}
-
-/// How the daemon proves itself to a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Token {
-    /// file with a bearer token, read again for every call
-    File(PathBuf),
-    /// the token itself
-    Inline(Secret),
-}
-
-/// One server of the control plane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    /// `https://host:port`
-    pub address: String,
-    /// who vouches for it
-    pub roots: Roots,
-    /// a name that its certificate may bear instead of the address's
-    pub alternative_name: Option<String>,
-    /// none = no authentication
-    pub token: Option<Token>,
-    /// extra request headers, names in lower case
-    pub headers: Vec<(String, Secret)>,
-}
-
 /// The subscription to the mesh's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Xds {
     /// whom to ask
     pub server: Server,
@@ -103,7 +58,7 @@ pub struct Xds {
 }
 
 /// Who signs certificates.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Ca {
     /// Istio's authority, over the network
     Istio(Server),
@@ -134,8 +89,52 @@ pub(super) fn local(env: &Env<'_>) -> Result<Option<Local>, Invalid> {
     })
 }
 
+/// What both servers of the control plane have in common.
+pub(super) struct Common {
+    /// cluster id
+    pub(super) cluster_id: String,
+    /// versions and suites
+    pub(super) tls: identity::Tls,
+}
+
+/// Where one server's settings stand.
+struct Names {
+    roots: &'static str,
+    alternative: &'static str,
+    headers: &'static str,
+}
+
+const XDS: Names = Names {
+    roots: "XDS_ROOT_CA",
+    alternative: "ALT_XDS_HOSTNAME",
+    headers: "XDS_HEADER_",
+};
+
+const CA: Names = Names {
+    roots: "CA_ROOT_CA",
+    alternative: "ALT_CA_HOSTNAME",
+    headers: "CA_HEADER_",
+};
+
+fn server(
+    env: &Env<'_>,
+    common: &Common,
+    address: String,
+    names: &Names,
+) -> Result<Server, Invalid> {
+    Ok(Server {
+        alternative_name: alternative_name(env, names.alternative)?,
+        token: token(env),
+        cluster_id: common.cluster_id.clone(),
+        headers: headers(env, names.headers)?,
+        tls: common.tls.clone(),
+        ..Server::new(address, roots(env, names.roots))
+    })
+}
+
 pub(super) fn xds(
     env: &Env<'_>,
+    common: &Common,
     proxy: &ProxyConfig,
     local: Option<&Local>,
     dns: bool,
@@ -165,17 +164,11 @@ pub(super) fn xds(
             )),
         };
     }
-    let server = Server {
-        address: address(name, wanted)?,
-        roots: roots(env, "XDS_ROOT_CA"),
-        alternative_name: alternative_name(env, "ALT_XDS_HOSTNAME")?,
-        token: token(env),
-        headers: headers(env, "XDS_HEADER_")?,
-    };
+    let server = server(env, common, address(name, wanted)?, &XDS)?;
     Ok(Some(Xds { server, on_demand }))
 }
 
-pub(super) fn ca(env: &Env<'_>) -> Result<Ca, Invalid> {
+pub(super) fn ca(env: &Env<'_>, common: &Common) -> Result<Ca, Invalid> {
     if env.bool("FAKE_CA", false)? {
         return Err(Invalid::new(
             "FAKE_CA",
@@ -198,13 +191,8 @@ pub(super) fn ca(env: &Env<'_>) -> Result<Ca, Invalid> {
         let expected = format!("{ADDRESS}; or EMBEDDED_CA_DIR");
         return Err(Invalid::new("CA_ADDRESS", "", expected));
     }
-    Ok(Ca::Istio(Server {
-        address: address("CA_ADDRESS", wanted)?,
-        roots: roots(env, "CA_ROOT_CA"),
-        alternative_name: alternative_name(env, "ALT_CA_HOSTNAME")?,
-        token: token(env),
-        headers: headers(env, "CA_HEADER_")?,
-    }))
+    let address = address("CA_ADDRESS", wanted)?;
+    Ok(Ca::Istio(server(env, common, address, &CA)?))
 }
 
 /// Lifetime of certificates, within what the issuer can do.
@@ -281,7 +269,7 @@ fn token(env: &Env<'_>) -> Option<Token> {
     if path.exists() {
         return Some(Token::File(path));
     }
-    set.map(|token| Token::Inline(Secret(token)))
+    set.map(Token::Inline)
 }
 
 /// A token that is sent as it stands although it looks like a path.
@@ -304,7 +292,7 @@ fn alternative_name(env: &Env<'_>, name: &'static str) -> Result<Option<String>,
     }
 }
 
-fn headers(env: &Env<'_>, prefix: &str) -> Result<Vec<(String, Secret)>, Invalid> {
+fn headers(env: &Env<'_>, prefix: &str) -> Result<Vec<(String, String)>, Invalid> {
     let mut headers = Vec::new();
     for (name, value) in env.prefixed(prefix) {
         let variable = format!("{prefix}{name}");
@@ -320,7 +308,7 @@ fn headers(env: &Env<'_>, prefix: &str) -> Result<Vec<(String, Secret)>, Invalid
             let problem = "expected a value that a header can carry: visible ASCII and blanks";
             return Err(Invalid::text(variable, problem));
         }
-        headers.push((lower, Secret(value.to_owned())));
+        headers.push((lower, value.to_owned()));
     }
     if headers.len() > HEADERS_MAX {
         let problem = format!("{} headers, expected at most {HEADERS_MAX}", headers.len());

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use control::channel::{Config as Server, Roots};
 use serde_json::{Value, json};
 
-use super::{Ca, Config, Local, LogFormat, Roots, Server};
+use super::{Ca, Config, Local, LogFormat};
 
 /// All settings as one JSON object, keys as in Istio's dump, further ones in the same manner.
 pub fn settings(c: &Config) -> Value {

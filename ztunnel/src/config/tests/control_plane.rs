@@ -1,6 +1,6 @@
 //! Where state and certificates come from.
 
-use crate::config::control_plane::{Secret, Token};
+use control::channel::{Roots, Token};
 
 use super::*;
 
@@ -251,11 +251,11 @@ fn headers_are_lower_case_and_checked_without_showing_values() {
     ]);
     let config = config.expect("valid");
     let xds = config.xds.expect("a control plane is set").server.headers;
-    assert_eq!(xds, [("x_tenant-id".to_owned(), Secret("a b".to_owned()))]);
+    assert_eq!(xds, [("x_tenant-id".to_owned(), "a b".to_owned())]);
     let Ca::Istio(ca) = config.ca else {
         panic!("an authority is set")
     };
-    assert_eq!(ca.headers, [("a".to_owned(), Secret(String::new()))]);
+    assert_eq!(ca.headers, [("a".to_owned(), String::new())]);
     for (name, value) in [
         ("XDS_HEADER_A", "s3cret\n"),
         ("CA_HEADER_A", "s3cret\u{e9}"),
