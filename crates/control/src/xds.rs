@@ -3,6 +3,7 @@
 //! [`Client`] is the handle for everyone else: is the state there, what happened, look this one up. One [`Worker`] does the talking.
 //! What is said is decided in [`subscriber`], when to try again in `retry`. Leaves to others: what the state means (`mesh`).
 
+mod convert;
 mod counts;
 mod finder;
 mod retry;

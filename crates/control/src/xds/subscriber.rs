@@ -2,8 +2,19 @@
 //!
 //! Leaves to others: the stream itself and reconnecting (`xds`), applying changes (`publish`), what resources mean (`convert`).
 
-use mesh::{Delta, Pools};
+mod batch;
+mod demands;
+mod holdings;
+
+use mesh::Pools;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+
+pub use self::batch::{Answer, Batch, Outcome, Rejected};
+use self::demands::Demands;
+use self::holdings::Holdings;
+
+/// The name that stands for all names.
+const WILDCARD: &str = "*";
 
 /// The types of resources that are subscribed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +43,11 @@ impl Kind {
 pub struct Subscriber {
     node: Node,
     on_demand: bool,
+    addresses: Holdings,
+    policies: Holdings,
+    demands: Demands,
+    /// Types that must be answered without fault once.
+    unseen: Vec<Kind>,
     pools: Pools,
 }
 
@@ -41,107 +57,73 @@ impl Subscriber {
     /// - `node`: who it says that it is, in the first request of each type
     /// - `on_demand`: asks for addresses by name, see [`demand`](Self::demand), instead of for all
     pub fn new(node: Node, on_demand: bool) -> Self {
+        let mut unseen = Kind::ALL.to_vec();
+        unseen.retain(|kind| !(on_demand && *kind == Kind::Address));
         Self {
             node,
             on_demand,
+            addresses: Holdings::default(),
+            policies: Holdings::default(),
+            demands: Demands::default(),
+            unseen,
             pools: Pools::default(),
         }
     }
 
-    /// What to say first on a new stream, in this order.
+    /// What to say first on a new stream, in this order. Holds the versions of all that is held, so it is made anew each time.
     pub fn connected(&mut self) -> Vec<DeltaDiscoveryRequest> {
-        let _ = (&self.node, self.on_demand);
-        Vec::new()
+        Kind::ALL.map(|kind| self.first_request(kind)).into()
+    }
+
+    fn first_request(&self, kind: Kind) -> DeltaDiscoveryRequest {
+        let by_name = kind == Kind::Address && self.on_demand;
+        // subscribing and unsubscribing at once is how the protocol says "to nothing yet": no name at all would mean all
+        let names: Vec<String> = by_name.then(|| WILDCARD.to_owned()).into_iter().collect();
+        let mut versions = self.holdings(kind).versions();
+        if by_name {
+            for name in self.demands.iter() {
+                versions.entry(name.to_owned()).or_default();
+            }
+        }
+        DeltaDiscoveryRequest {
+            node: Some(self.node.clone()),
+            type_url: kind.url().to_owned(),
+            resource_names_subscribe: names.clone(),
+            resource_names_unsubscribe: names,
+            initial_resource_versions: versions,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn holdings(&self, kind: Kind) -> &Holdings {
+        match kind {
+            Kind::Address => &self.addresses,
+            Kind::Authorization => &self.policies,
+        }
     }
 
     /// Takes a response in. Convert it by [`Batch::step`], then [`Batch::finish`].
     pub fn begin(&mut self, response: DeltaDiscoveryResponse) -> Batch<'_> {
-        Batch {
-            subscriber: self,
-            response,
-        }
+        Batch::new(self, response)
     }
 
     /// Asks for one address: `<network>/<ip>`, `<namespace>/<hostname>` or a workload's uid.
     ///
-    /// `None`: nothing to send, because all are subscribed to, the question is under way already, or there are too many of these.
-    pub fn demand(&mut self, _name: &str) -> Option<DeltaDiscoveryRequest> {
-        None
+    /// The name is asked for again on each new stream until it is answered. `None`: all are subscribed to anyway.
+    pub fn demand(&mut self, name: &str) -> Option<DeltaDiscoveryRequest> {
+        if !self.on_demand {
+            return None;
+        }
+        self.demands.add(name);
+        Some(DeltaDiscoveryRequest {
+            type_url: Kind::Address.url().to_owned(),
+            resource_names_subscribe: vec![name.to_owned()],
+            ..DeltaDiscoveryRequest::default()
+        })
     }
 
     /// Whether every type that must be seen was answered once without fault. Never turns back.
     pub fn synced(&self) -> bool {
-        false
+        self.unseen.is_empty()
     }
-}
-
-/// One response under way. Not to be dropped before [`finish`](Self::finish), unless the subscriber is.
-#[derive(Debug)]
-#[must_use = "a response that was begun must be finished"]
-pub struct Batch<'a> {
-    subscriber: &'a mut Subscriber,
-    response: DeltaDiscoveryResponse,
-}
-
-impl Batch<'_> {
-    /// Converts up to `count` further resources. Returns whether there are more.
-    pub fn step(&mut self, _count: usize) -> bool {
-        let _ = &self.subscriber.pools;
-        false
-    }
-
-    /// Converts what is left, and says what came out of it.
-    pub fn finish(self) -> Outcome {
-        Outcome {
-            kind: None,
-            delta: Delta::default(),
-            reply: DeltaDiscoveryRequest {
-                type_url: self.response.type_url,
-                ..DeltaDiscoveryRequest::default()
-            },
-            released: Vec::new(),
-            rejected: Vec::new(),
-            rejected_count: 0,
-            payload_bytes: 0,
-        }
-    }
-}
-
-/// What is to be done about a response: apply `delta`, then send `reply`, then let go who waits for `released`.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Type of the response; `None` for a type that nobody subscribed to, whose resources were skipped.
-    pub kind: Option<Kind>,
-    /// The change of the mesh.
-    pub delta: Delta,
-    /// ACK, or NACK with what was refused.
-    pub reply: DeltaDiscoveryRequest,
-    /// Names asked for by [`Subscriber::demand`] that are answered now.
-    pub released: Vec<(String, Answer)>,
-    /// The first resources that were refused.
-    pub rejected: Vec<Rejected>,
-    /// How many were refused in all.
-    pub rejected_count: usize,
-    /// Bytes of all payloads.
-    pub payload_bytes: u64,
-}
-
-/// What became of a demand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The mesh holds it, once the change is applied.
-    Held,
-    /// There is no such thing.
-    Absent,
-    /// It came and could not be understood.
-    Rejected,
-}
-
-/// A resource that was refused. Its earlier version, if any, stays in effect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// Its name, cut at a bound.
-    pub name: String,
-    /// Why: the field, its value, what was expected.
-    pub reason: String,
 }
