@@ -8,6 +8,7 @@ use proxy::{OpenFlow, Refusal, Shards, Shared};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, Local, view};
+use crate::control_plane;
 use crate::mesh_file::{self, Fault};
 use crate::node::{State, View, Views, lock};
 use crate::version::Version;
@@ -29,6 +30,8 @@ pub struct Dumper {
     pub fault: Fault,
     /// the same for the enrolment file
     pub enroll_fault: Fault,
+    /// the control plane, if there is one
+    pub xds: Option<control::xds::Client>,
 }
 
 impl Dumper {
@@ -61,6 +64,10 @@ impl Dumper {
             self.shared.refusals.last().iter().map(refusal).collect(),
         );
         dump.insert("enrollFileError".into(), json!(*lock(&self.enroll_fault)));
+        dump.insert(
+            "controlPlane".into(),
+            self.xds.as_ref().map(control_plane::view).into(),
+        );
         dump.insert("meshFileError".into(), json!(*lock(&self.fault)));
         serde_json::to_string_pretty(&dump)
     }

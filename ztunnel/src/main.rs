@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod control_plane;
+mod crl_file;
 mod dump;
 mod endpoint;
 mod mesh_file;

@@ -1,13 +1,14 @@
 //! Keeps the mesh state equal to the file of `LOCAL_XDS_PATH`: read at start, re-applied whenever it changes.
 //!
 //! A file that cannot be understood changes nothing: the last good state stays in force, and the log says what is wrong.
+//! What the file never held is not touched, so that it goes together with a control plane.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use control::Publisher;
 use enroll::watch::{FileWatch, WatchConfig};
-use mesh::{Index, Resource};
-use tokio::sync::watch;
+use mesh::{Delta, Resource};
 
 use crate::node::lock;
 
@@ -33,13 +34,22 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Resource>> {
 }
 
 /// Follows the file for the life of the process.
-pub async fn follow(path: PathBuf, index: watch::Sender<Index>, fault: Fault) {
+///
+/// - `held`: what the file held when it was read last
+pub async fn follow(path: PathBuf, held: Vec<Resource>, publisher: Publisher, fault: Fault) {
     let mut changes = FileWatch::new(path.clone(), WatchConfig::default());
+    let mut held = held;
     loop {
         match read(&path) {
             Ok(resources) => {
                 *lock(&fault) = None;
-                apply(&index, &resources);
+                let delta = Delta::between(&held, &resources);
+                let (changed, removed) = (delta.upsert.len(), delta.remove.len());
+                if changed + removed > 0 {
+                    publisher.apply(delta).await;
+                    tracing::info!(changed, removed, "mesh state applied");
+                }
+                held = resources;
             }
             Err(error) => {
                 let error = format!("{error:#}");
@@ -52,16 +62,4 @@ pub async fn follow(path: PathBuf, index: watch::Sender<Index>, fault: Fault) {
         }
         changes.changed().await;
     }
-}
-
-fn apply(index: &watch::Sender<Index>, resources: &[Resource]) {
-    let delta = index.borrow().delta_to(resources);
-    let (changed, removed) = (delta.upsert.len(), delta.remove.len());
-    if changed + removed == 0 {
-        return;
-    }
-    index.send_modify(|index| {
-        index.apply(delta);
-    });
-    tracing::info!(changed, removed, "mesh state applied");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use capture::{Capture, PodFlags, PodWanted};
 use enroll::{Action, PodEvent, PodSpec, Roster, StopReason};
-use mesh::{SpiffeId, Str};
+use mesh::{Protocol, SpiffeId, Str};
 use proxy::{Listeners, Phase, Pod, PodName, Shards, Shared};
 use sys::Netns;
 use telemetry::metrics::PodMetrics;
@@ -415,14 +415,22 @@ impl Node {
         self.show();
     }
 
-    /// Asks for the certificates of all pods whose identity is known, and drops those that no pod has any more.
+    /// Asks for the certificates of all pods whose identity is known, and of the node's workloads that speak HBONE and are
+    /// about to be enrolled; drops those that nobody has any more.
     fn refresh_identities(&mut self) {
         let index = self.parts.shared.index.borrow();
         let known = self.members.values().filter_map(|member| {
             let spec = &member.spec;
             index.local_workload(&spec.namespace, &spec.name, &spec.service_account)
         });
-        let now: HashSet<SpiffeId> = known.map(|workload| workload.identity()).collect();
+        let mut now: HashSet<SpiffeId> = known.map(|workload| workload.identity()).collect();
+        // without a node name every workload of the mesh would count as ours
+        if self.parts.config.node_name.is_some() {
+            let tunnelled = index
+                .local_workloads()
+                .filter(|w| w.profile.protocol == Protocol::Hbone || w.profile.native_tunnel);
+            now.extend(tunnelled.map(|workload| workload.identity()));
+        }
         drop(index);
         for gone in self.identities.difference(&now) {
             self.parts.shared.certs.forget(gone);

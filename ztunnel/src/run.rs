@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, anyhow};
 use capture::{Capture, own_cgroup};
+use control::Publisher;
 use enroll::Rules;
-use identity::{Certs, EmbeddedCa, Tls};
-use mesh::Index;
+use identity::Crl;
+use mesh::{Delta, Index, Resource as MeshResource};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy::{Refusals, Shards, Shared};
 use telemetry::log::{Format, LogHandle};
@@ -19,7 +20,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::config::{self, Ca, Config, Local, LogFormat, World};
+use crate::config::{self, Config, Local, LogFormat, World};
+use crate::control_plane;
+use crate::crl_file;
 use crate::dump::Dumper;
 use crate::endpoint::admin::Admin;
 use crate::endpoint::ready::Ready;
@@ -33,6 +36,8 @@ use crate::version::Version;
 const EVENTS_MAX: usize = 4;
 /// Readiness task: the data plane is built.
 const PROXY_TASK: &str = "proxy";
+/// Readiness task: the mesh's state is known.
+const STATE_TASK: &str = "state manager";
 
 /// Runs the daemon until it is told to end.
 ///
@@ -75,14 +80,25 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let config = Arc::new(config);
-    let ready = Ready::new([PROXY_TASK, READY_TASK]);
+    let ready = Ready::new([STATE_TASK, PROXY_TASK, READY_TASK]);
     let (quit, stop) = watch::channel(false);
 
-    let (index, fault) = mesh_state(&config)?;
-    let shared = Arc::new(shared(&config, &log, &index)?);
+    let (publisher, local) = mesh_state(&config)?;
+    let fault = Fault::default();
+    let crl = config.crl_path.is_some().then(Crl::new);
+    let shared = Arc::new(shared(&config, &log, &publisher, crl.as_ref())?);
     let shards = Arc::new(Shards::start(config.threads, &shared).context("data threads")?);
     shared.registry.process(&config.istio_version)?;
     let metrics = shared.registry.pods()?;
+
+    if let (Some(path), Some(crl)) = (&config.crl_path, &crl) {
+        crl_file::register(&shared.registry, crl)?;
+        tokio::task::spawn_local(crl_file::follow(path.clone(), crl.clone()));
+    }
+    let xds = control_plane::subscribe(&config, &publisher)?;
+    if let Some(xds) = &xds {
+        control_plane::register(&shared.registry, xds)?;
+    }
 
     let views = Arc::default();
     let enroll_fault = Fault::default();
@@ -94,6 +110,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         views: Arc::clone(&views),
         fault: Arc::clone(&fault),
         enroll_fault: Arc::clone(&enroll_fault),
+        xds: xds.clone(),
     };
     let admin = Admin {
         dumper,
@@ -101,16 +118,21 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         quit: quit.clone(),
     };
     listen(&config, &ready, &shards, &shared, admin, &stop).await?;
+    tokio::task::spawn_local(signals(quit));
+    if let Some(Local::File(path)) = &config.local {
+        let (path, publisher, fault) = (path.clone(), publisher.clone(), Arc::clone(&fault));
+        tokio::task::spawn_local(mesh_file::follow(path, local, publisher, fault));
+    }
+    if !synced(xds.as_ref(), &stop).await {
+        tracing::info!("ending before the control plane has said what the mesh is");
+        return Ok(());
+    }
+    ready.done(STATE_TASK);
     // last of what can fail: from here on a predecessor that still runs has let go
     let capture = Arc::new(Mutex::new(start_capture(&config)?));
     meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
     ready.done(PROXY_TASK);
 
-    if let Some(Local::File(path)) = &config.local {
-        tokio::task::spawn_local(mesh_file::follow(path.clone(), index, fault));
-    } else {
-        tokio::task::spawn_local(async move { index.closed().await });
-    }
     let (events, seen) = mpsc::channel(EVENTS_MAX);
     tokio::task::spawn_local(enroll::file::source(
         config.enroll_file.clone(),
@@ -118,7 +140,6 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         Default::default(),
         events,
     ));
-    tokio::task::spawn_local(signals(quit));
     let parts = Parts {
         config,
         capture,
@@ -151,38 +172,43 @@ fn start_capture(config: &Config) -> anyhow::Result<Capture> {
     Capture::start(settings).context("CAPTURE=ebpf")
 }
 
-fn mesh_state(config: &Config) -> anyhow::Result<(watch::Sender<Index>, Fault)> {
+/// Waits until the mesh's state is known. Nothing is captured before: an old daemon that still serves goes on until then.
+///
+/// `false` when the process is told to end first.
+async fn synced(xds: Option<&control::xds::Client>, stop: &watch::Receiver<bool>) -> bool {
+    let Some(xds) = xds else {
+        return true;
+    };
+    let (mut synced, mut stop) = (xds.synced(), stop.clone());
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => false,
+        known = synced.wait_for(|synced| *synced) => known.is_ok(),
+    }
+}
+
+/// The state to begin with, and what of it the local file or text holds.
+fn mesh_state(config: &Config) -> anyhow::Result<(Publisher, Vec<MeshResource>)> {
     let resources = match &config.local {
         Some(Local::File(path)) => mesh_file::read(path)?,
         Some(Local::Inline(text)) => mesh::local::parse(text).context("LOCAL_XDS")?,
         None => Vec::new(),
     };
     let mut index = Index::for_node(config.node_name.clone().unwrap_or_default());
-    let delta = index.delta_to(&resources);
-    index.apply(delta);
-    Ok((watch::Sender::new(index), Fault::default()))
+    index.apply(Delta {
+        remove: Vec::new(),
+        upsert: resources.clone(),
+    });
+    Ok((Publisher::new(index), resources))
 }
 
 fn shared(
     config: &Config,
     log: &LogHandle,
-    index: &watch::Sender<Index>,
+    publisher: &Publisher,
+    crl: Option<&Crl>,
 ) -> anyhow::Result<Shared> {
-    let Ca::Embedded(directory) = &config.ca else {
-        anyhow::bail!("the Istio CA is not supported yet, EMBEDDED_CA_DIR gives an authority");
-    };
-    anyhow::ensure!(
-        config.xds.is_none(),
-        "XDS_ADDRESS: a control plane is not supported yet"
-    );
-    let issuer = EmbeddedCa::open(directory, config.secret_ttl).context("EMBEDDED_CA_DIR")?;
-    let certs = Certs::spawn(
-        Arc::new(issuer),
-        identity::Config {
-            tls: Tls::new(config.tls12, config.post_quantum_only),
-            ..Default::default()
-        },
-    );
+    let certs = control_plane::certificates(config, crl)?;
     let hbone = hbone::Settings {
         stream_window: config.http2.stream_window,
         connection_window: config.http2.connection_window,
@@ -200,7 +226,7 @@ fn shared(
     };
     Ok(Shared {
         config: data_plane,
-        index: index.subscribe(),
+        index: publisher.subscribe(),
         certs,
         access: log.access(),
         registry: Registry::new(),

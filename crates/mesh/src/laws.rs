@@ -10,7 +10,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::authorize::{Attempt, authorize};
-use crate::index::{Delta, Index, Key, Resource};
+use crate::index::{Delta, EndpointRef, Index, Key, Resource};
+use crate::name::{NamespacedHostname, Str};
 use crate::policy::{Action, Policy};
 use crate::route::{Decision, Flow, Hop, Plan, route};
 use crate::spiffe::SpiffeId;
@@ -20,6 +21,7 @@ use draw::Draw;
 /// All laws that start from bytes.
 pub const ALL: &[fn(&[u8])] = &[
     apply_equals_build,
+    slices_equal_the_whole,
     delta_leads_there,
     one_more_deny_only_refuses_more,
     policy_order_is_irrelevant,
@@ -32,11 +34,59 @@ pub fn apply_equals_build(bytes: &[u8]) {
     let mut draw = Draw::new(bytes);
     let mut fed = Index::default();
     while !draw.is_empty() {
+        let before = fed.clone();
+        let held = before.resources();
         fed.apply(draw.delta());
+        fed.audit();
         assert_eq!(fed, Index::build(fed.resources()));
+        before.audit();
+        assert_eq!(before.resources(), held, "a copy keeps what it was");
     }
     fed.apply(fed.delta_to(&[]));
+    fed.audit();
     assert_eq!(fed, Index::default());
+}
+
+/// A change in slices, removals first, comes to the same as the whole.
+pub fn slices_equal_the_whole(bytes: &[u8]) {
+    let mut draw = Draw::new(bytes);
+    let mut whole = Index::default();
+    let mut sliced = Index::default();
+    while !draw.is_empty() {
+        let Delta { remove, upsert } = draw.delta();
+        let size = 1 + usize::from(draw.byte() % 3);
+        for part in remove.chunks(size) {
+            sliced.apply(Delta {
+                remove: part.to_vec(),
+                upsert: Vec::new(),
+            });
+        }
+        for part in upsert.chunks(size) {
+            sliced.apply(Delta {
+                remove: Vec::new(),
+                upsert: part.to_vec(),
+            });
+        }
+        whole.apply(Delta { remove, upsert });
+        sliced.audit();
+        assert_eq!(whole, sliced);
+        assert_eq!(members(&whole), members(&sliced), "in the same order");
+    }
+}
+
+/// The endpoints of all Services, in their order.
+fn members(index: &Index) -> Vec<(NamespacedHostname, Vec<Str>)> {
+    let uids = |all: &mut dyn Iterator<Item = EndpointRef<'_>>| {
+        all.map(|e| e.workload.uid.clone()).collect()
+    };
+    let known = index.services();
+    let mut all: Vec<_> = known
+        .map(|s| (s.key(), uids(&mut index.endpoints(s))))
+        .collect();
+    let unknown = index.unknown_services();
+    all.extend(unknown.map(|(name, mut staged)| (name, uids(&mut staged))));
+    all.sort();
+    all
 }
 
 /// The delta to a set of resources makes an index that holds just these, and is empty when that is so already.

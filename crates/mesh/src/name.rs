@@ -145,11 +145,11 @@ impl<T: ?Sized + Hash + Eq> Interner<T> {
         shared
     }
 
-    /// Forgets some of what nobody else uses any more: a part of it at each call, more when much has come since the last one.
+    /// Forgets some of what nobody else uses any more: a part of it at each call, and all of it when half of it is new.
     ///
     /// So a call after each change costs in proportion to the change, and what is unused goes within 16 calls.
     pub fn prune(&mut self) {
-        let due = 1 + std::mem::take(&mut self.fresh) * PARTS / (self.len() + 1);
+        let due = 1 + 2 * PARTS * std::mem::take(&mut self.fresh) / (self.len() + 1);
         for _ in 0..due.min(PARTS) {
             let part = &mut self.parts[self.next];
             part.retain(|value| Arc::strong_count(value) > 1);

@@ -1,198 +1,81 @@
 //! Services by host name, address and range; and per Service the workloads that list it, whether or not it is known yet.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::name::{NamespacedHostname, Str};
-use crate::ports::Ports;
+use super::arena::{Arena, Slot};
+use super::members::{Member, MemberChanges, changed};
+use super::table::{KeyHash, Table};
+use super::workloads::Workloads;
+use crate::name::NamespacedHostname;
 use crate::service::Service;
-use crate::workload::{Health, Workload};
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Services {
-    /// By host name; each list by namespace. A slot is there while it has a Service or members.
-    slots: HashMap<Str, Vec<Slot>>,
-    vips: HashMap<Str, ByAddress>,
-    /// By network, then prefix length, longest first, then network address.
-    ranges: HashMap<Str, BTreeMap<Reverse<u8>, ByAddress>>,
+    slots: Arena<Known>,
+    by_name: Table,
+    by_host: Table,
+    vips: Table,
+    ranges: Table,
+    /// How many ranges there are of each family (IPv4?) and length, longest first: what a lookup has to try.
+    lengths: BTreeMap<(bool, Reverse<u8>), usize>,
 }
 
-/// Services by address, each list by namespace and host name.
-type ByAddress = HashMap<IpAddr, Vec<Arc<Service>>>;
-
-#[derive(Clone, Debug, PartialEq)]
-struct Slot {
-    namespace: Str,
-    service: Option<Arc<Service>>,
-    /// Sorted by uid.
-    members: Vec<Member>,
+/// What is known under one name. Its slot is there while it has a Service or members.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) name: Arc<NamespacedHostname>,
+    pub(super) service: Option<Arc<Service>>,
+    pub(super) members: Box<[Member]>,
 }
 
-/// A workload that lists a Service, with its ports for it.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Member {
-    pub(super) workload: Arc<Workload>,
-    ports: Ports,
-}
-
-impl Member {
-    pub(super) fn endpoint(&self) -> EndpointRef<'_> {
-        EndpointRef {
-            workload: &self.workload,
-            ports: &self.ports,
-            status: self.workload.status,
-        }
-    }
-}
-
-/// One endpoint of a Service.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EndpointRef<'a> {
-    /// The workload.
-    pub workload: &'a Arc<Workload>,
-    /// Service port to the endpoint's own port, where it has one.
-    pub ports: &'a Ports,
-    /// Its health.
-    pub status: Health,
-}
-
-impl EndpointRef<'_> {
-    /// Whether it is healthy.
-    pub fn is_healthy(&self) -> bool {
-        self.status == Health::Healthy
-    }
-}
-
-/// Who joins and who leaves which Service, gathered over one delta.
-#[derive(Debug, Default)]
-pub(super) struct MemberChanges {
-    by_service: HashMap<Arc<NamespacedHostname>, MemberChange>,
-}
-
-#[derive(Debug, Default)]
-struct MemberChange {
-    left: HashSet<Str>,
-    joined: BTreeMap<Str, Member>,
-}
-
-impl MemberChanges {
-    pub(super) fn leave(&mut self, workload: &Arc<Workload>) {
-        for membership in workload.services.iter() {
-            let change = self
-                .by_service
-                .entry(membership.service.clone())
-                .or_default();
-            change.joined.remove(&workload.uid);
-            change.left.insert(workload.uid.clone());
-        }
-    }
-
-    pub(super) fn join(&mut self, workload: &Arc<Workload>) {
-        for membership in workload.services.iter() {
-            let change = self
-                .by_service
-                .entry(membership.service.clone())
-                .or_default();
-            let member = Member {
-                workload: workload.clone(),
-                ports: membership.ports.clone(),
-            };
-            change.joined.insert(workload.uid.clone(), member);
-        }
+impl PartialEq for Services {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().count() == other.iter().count()
+            && self
+                .iter()
+                .all(|s| other.get(&s.namespace, &s.hostname) == Some(s))
     }
 }
 
 impl Services {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.slots
-            .values()
-            .flatten()
-            .filter_map(|slot| slot.service.as_ref())
-    }
-
-    pub(super) fn unknown(
-        &self,
-    ) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
-        let slots = self
-            .slots
             .iter()
-            .flat_map(|(hostname, slots)| slots.iter().map(move |slot| (hostname, slot)));
-        slots
-            .filter(|(_, slot)| slot.service.is_none())
-            .map(|(hostname, slot)| {
-                let name = NamespacedHostname {
-                    namespace: slot.namespace.clone(),
-                    hostname: hostname.clone(),
-                };
-                (name, slot.members.iter().map(Member::endpoint))
-            })
+            .filter_map(|(_, known)| known.service.as_ref())
     }
 
-    fn slot(&self, namespace: &str, hostname: &str) -> Option<&Slot> {
-        self.slots
-            .get(hostname)?
-            .iter()
-            .find(|slot| *slot.namespace == *namespace)
+    /// Names that have members and no Service.
+    pub(super) fn unknown(&self) -> impl Iterator<Item = &Known> {
+        let all = self.slots.iter().map(|(_, known)| &**known);
+        all.filter(|known| known.service.is_none())
     }
 
-    /// The slot of that name, made if it is not there.
-    fn slot_mut(&mut self, namespace: &Str, hostname: &Str) -> &mut Slot {
-        let slots = self.slots.entry(hostname.clone()).or_default();
-        let at = match slots.binary_search_by(|slot| slot.namespace.cmp(namespace)) {
-            Ok(at) => at,
-            Err(at) => {
-                slots.insert(
-                    at,
-                    Slot {
-                        namespace: namespace.clone(),
-                        service: None,
-                        members: Vec::new(),
-                    },
-                );
-                at
-            }
+    fn slot_of(&self, namespace: &str, hostname: &str) -> Option<Slot> {
+        let is_meant = |known: &Arc<Known>| {
+            *known.name.hostname == *hostname && *known.name.namespace == *namespace
         };
-        &mut slots[at]
+        let mut found = self.by_name.find(name_hash(namespace, hostname));
+        found.find(|slot| self.slots.get(*slot).is_some_and(is_meant))
     }
 
-    /// Drops the slot of that name if nothing is in it.
-    fn tidy(&mut self, hostname: &str) {
-        if let Some(slots) = self.slots.get_mut(hostname) {
-            slots.retain(|slot| slot.service.is_some() || !slot.members.is_empty());
-            if slots.is_empty() {
-                self.slots.remove(hostname);
-            }
-        }
+    pub(super) fn known(&self, namespace: &str, hostname: &str) -> Option<&Known> {
+        let slot = self.slot_of(namespace, hostname)?;
+        self.slots.get(slot).map(|known| &**known)
     }
 
     pub(super) fn get(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
-        self.slot(namespace, hostname)?.service.as_ref()
-    }
-
-    pub(super) fn members(&self, namespace: &str, hostname: &str) -> &[Member] {
-        self.slot(namespace, hostname)
-            .map_or(&[], |slot| &slot.members)
-    }
-
-    pub(super) fn member(&self, namespace: &str, hostname: &str, uid: &str) -> Option<&Member> {
-        let members = self.members(namespace, hostname);
-        let at = members
-            .binary_search_by(|m| (*m.workload.uid).cmp(uid))
-            .ok()?;
-        members.get(at)
+        self.known(namespace, hostname)?.service.as_ref()
     }
 
     pub(super) fn by_host(&self, hostname: &str, namespace: Option<&str>) -> Option<&Arc<Service>> {
-        let all = self
-            .slots
-            .get(hostname)?
-            .iter()
-            .filter_map(|slot| slot.service.as_ref());
-        best(all, namespace, |s| s.canonical)
+        let all = self.found(&self.by_host, KeyHash::of(hostname));
+        let of_host = all.filter(|s| *s.hostname == *hostname && s.is_visible_to(namespace));
+        of_host.max_by_key(|s| (namespace == Some(&s.namespace), s.canonical, first(s)))
     }
 
     pub(super) fn by_ip(
@@ -201,8 +84,15 @@ impl Services {
         ip: IpAddr,
         namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        let exact = self.vips.get(network).and_then(|vips| vips.get(&ip));
-        let exact = exact.and_then(|all| best(all.iter(), namespace, |s| s.canonical));
+        let ip = ip.to_canonical();
+        let all = self.found(&self.vips, vip_hash(network, ip));
+        let at_ip = |s: &&Arc<Service>| {
+            let mut vips = s.vips.iter();
+            vips.any(|vip| vip.ip == ip && *vip.network == *network) && s.is_visible_to(namespace)
+        };
+        let exact = all
+            .filter(at_ip)
+            .max_by_key(|s| (namespace == Some(&s.namespace), s.canonical, first(s)));
         exact.or_else(|| self.by_range(network, ip, namespace))
     }
 
@@ -212,125 +102,212 @@ impl Services {
         ip: IpAddr,
         namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        let holding = self
-            .ranges
-            .get(network)?
-            .iter()
-            .filter_map(|(Reverse(length), ranges)| {
-                let range = IpNet::new(ip, *length).ok()?;
-                Some((*length, ranges.get(&range.network())?))
-            });
-        let all = holding.flat_map(|(length, services)| services.iter().map(move |s| (length, s)));
-        let visible = all.filter(|(_, s)| s.is_visible_to(namespace));
-        let rank = |(length, s): &(u8, &Arc<Service>)| {
-            (namespace == Some(&s.namespace), *length, s.canonical)
-        };
-        first_max(visible, rank).map(|(_, service)| service)
+        let lengths = self.lengths.keys().filter(|(v4, _)| *v4 == ip.is_ipv4());
+        let ranges = lengths.filter_map(|(_, Reverse(length))| IpNet::new(ip, *length).ok());
+        let holding = ranges.flat_map(|range| {
+            let range = range.trunc();
+            let of_range = move |s: &&Arc<Service>| {
+                let mut ranges = s.cidr_vips.iter();
+                ranges.any(|held| held.cidr.trunc() == range && *held.network == *network)
+            };
+            let all = self.found(&self.ranges, range_hash(network, range));
+            all.filter(of_range).map(move |s| (range.prefix_len(), s))
+        });
+        let visible = holding.filter(|(_, s)| s.is_visible_to(namespace));
+        let best = visible.max_by_key(|(length, s)| {
+            let own = namespace == Some(&s.namespace);
+            (own, *length, s.canonical, first(s))
+        });
+        best.map(|(_, service)| service)
     }
 
+    fn found<'a>(
+        &'a self,
+        table: &'a Table,
+        hash: KeyHash,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        let known = table.find(hash).filter_map(|slot| self.slots.get(slot));
+        known.filter_map(|known| known.service.as_ref())
+    }
+
+    /// The slot of that name, made if it is not there.
+    fn slot_for(&mut self, name: &Arc<NamespacedHostname>) -> Slot {
+        if let Some(slot) = self.slot_of(&name.namespace, &name.hostname) {
+            return slot;
+        }
+        let slot = self.slots.insert(Arc::new(Known {
+            name: name.clone(),
+            service: None,
+            members: Box::default(),
+        }));
+        let hash = name_hash(&name.namespace, &name.hostname);
+        self.by_name.insert(hash, slot);
+        slot
+    }
+
+    fn known_mut(&mut self, slot: Slot) -> Option<&mut Known> {
+        self.slots.get_mut(slot).map(Arc::make_mut)
+    }
+
+    /// Puts it in, in place of the one of its name.
     pub(super) fn insert(&mut self, service: Arc<Service>) {
-        let slot = self.slot_mut(&service.namespace, &service.hostname);
-        if let Some(old) = slot.service.replace(service.clone()) {
-            self.forget_addresses(&old);
-        }
-        for vip in &service.vips {
-            let at = self
-                .vips
-                .entry(vip.network.clone())
-                .or_default()
-                .entry(vip.ip)
-                .or_default();
-            add(at, &service);
-        }
-        for range in &service.cidr_vips {
-            let network = self.ranges.entry(range.network.clone()).or_default();
-            let same_length = network.entry(Reverse(range.cidr.prefix_len())).or_default();
-            add(
-                same_length.entry(range.cidr.network()).or_default(),
-                &service,
-            );
-        }
+        let slot = match self.slot_of(&service.namespace, &service.hostname) {
+            Some(slot) => slot,
+            None => self.slot_for(&Arc::new(service.key())),
+        };
+        let old = self
+            .known_mut(slot)
+            .and_then(|known| known.service.replace(service.clone()));
+        self.rename(slot, old.as_deref(), Some(&service));
     }
 
-    pub(super) fn remove(&mut self, name: &NamespacedHostname) {
-        let Some(slots) = self.slots.get_mut(&name.hostname) else {
+    /// Takes it out; its slot goes when the change is done, if nothing else is in it.
+    pub(super) fn remove(&mut self, name: &NamespacedHostname, changes: &mut MemberChanges) {
+        let Some(slot) = self.slot_of(&name.namespace, &name.hostname) else {
             return;
         };
-        let slot = slots
-            .iter_mut()
-            .find(|slot| slot.namespace == name.namespace);
-        if let Some(old) = slot.and_then(|slot| slot.service.take()) {
-            self.forget_addresses(&old);
-            self.tidy(&name.hostname);
+        if let Some(old) = self.known_mut(slot).and_then(|known| known.service.take()) {
+            self.rename(slot, Some(&old), None);
+            changes.touch(slot);
         }
     }
 
-    fn forget_addresses(&mut self, old: &Service) {
-        for vip in &old.vips {
-            if let Some(network) = self.vips.get_mut(&vip.network) {
-                take_out(network, vip.ip, old);
+    /// Brings the tables from the names of `old` to those of `new`.
+    fn rename(&mut self, slot: Slot, old: Option<&Service>, new: Option<&Service>) {
+        if let (Some(old), Some(new)) = (old, new)
+            && old.vips == new.vips
+            && old.cidr_vips == new.cidr_vips
+        {
+            return;
+        }
+        if let Some(old) = old {
+            self.by_host.remove(KeyHash::of(&*old.hostname), slot);
+            for hash in vip_hashes(old) {
+                self.vips.remove(hash, slot);
+            }
+            for (network, range) in ranges(old) {
+                self.ranges.remove(range_hash(network, range), slot);
+                self.count(range, -1);
             }
         }
-        self.vips.retain(|_, network| !network.is_empty());
-        for range in &old.cidr_vips {
-            if let Some(network) = self.ranges.get_mut(&range.network) {
-                if let Some(same_length) = network.get_mut(&Reverse(range.cidr.prefix_len())) {
-                    take_out(same_length, range.cidr.network(), old);
+        if let Some(new) = new {
+            self.by_host.insert(KeyHash::of(&*new.hostname), slot);
+            for hash in vip_hashes(new) {
+                self.vips.insert(hash, slot);
+            }
+            for (network, range) in ranges(new) {
+                self.ranges.insert(range_hash(network, range), slot);
+                self.count(range, 1);
+            }
+        }
+    }
+
+    fn count(&mut self, range: IpNet, by: isize) {
+        let key = (range.addr().is_ipv4(), Reverse(range.prefix_len()));
+        let count = self.lengths.entry(key).or_default();
+        *count = count.saturating_add_signed(by);
+        if *count == 0 {
+            self.lengths.remove(&key);
+        }
+    }
+
+    /// Notes that a workload joins or leaves the Service of that name.
+    pub(super) fn note(
+        &mut self,
+        name: &Arc<NamespacedHostname>,
+        member: Member,
+        joins: bool,
+        changes: &mut MemberChanges,
+    ) {
+        let slot = self.slot_for(name);
+        changes.note(slot, member, joins);
+    }
+
+    /// Brings in what was noted, and lets go of names under which nothing is left.
+    pub(super) fn change_members(&mut self, changes: MemberChanges, workloads: &Workloads) {
+        for (slot, change) in changes.into_services() {
+            let Some(known) = self.slots.get(slot) else {
+                continue;
+            };
+            if !change.is_empty() {
+                let members = changed(&known.members, &change, workloads);
+                if let Some(known) = self.known_mut(slot) {
+                    known.members = members;
                 }
-                network.retain(|_, same_length| !same_length.is_empty());
+            }
+            self.tidy(slot);
+        }
+    }
+
+    fn tidy(&mut self, slot: Slot) {
+        let Some(known) = self.slots.get(slot) else {
+            return;
+        };
+        if known.service.is_none() && known.members.is_empty() {
+            let hash = name_hash(&known.name.namespace, &known.name.hostname);
+            self.by_name.remove(hash, slot);
+            self.slots.remove(slot);
+        }
+    }
+
+    /// Panics unless each table says what the Services and the workloads say.
+    pub(super) fn audit(&self, workloads: &Workloads) {
+        let all = || self.slots.iter();
+        let known = || all().filter_map(|(slot, known)| Some((slot, known.service.as_deref()?)));
+        self.by_name.audit(
+            all().map(|(slot, known)| {
+                (name_hash(&known.name.namespace, &known.name.hostname), slot)
+            }),
+        );
+        self.by_host
+            .audit(known().map(|(slot, s)| (KeyHash::of(&*s.hostname), slot)));
+        self.vips
+            .audit(known().flat_map(|(slot, s)| vip_hashes(s).map(move |hash| (hash, slot))));
+        self.ranges.audit(known().flat_map(|(slot, s)| {
+            ranges(s).map(move |(network, range)| (range_hash(network, range), slot))
+        }));
+        let count = known().flat_map(|(_, s)| ranges(s)).count();
+        assert_eq!(self.lengths.values().sum::<usize>(), count);
+        let mut members = 0;
+        for (_, known) in all() {
+            assert!(known.service.is_some() || !known.members.is_empty());
+            members += known.members.len();
+            for member in &known.members {
+                let workload = workloads.at(member.slot).expect("a member is a workload");
+                let listed = workload.membership(&known.name.namespace, &known.name.hostname);
+                assert!(listed.is_some(), "a member lists the Service");
+                assert_eq!(Member::new(workload, member.slot), *member);
             }
         }
-        self.ranges.retain(|_, network| !network.is_empty());
-    }
-
-    pub(super) fn change_members(&mut self, changes: MemberChanges) {
-        for (name, MemberChange { left, joined }) in changes.by_service {
-            let members = &mut self.slot_mut(&name.namespace, &name.hostname).members;
-            if !left.is_empty() {
-                members.retain(|m| !left.contains(&m.workload.uid));
-            }
-            members.extend(joined.into_values());
-            members.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
-            self.tidy(&name.hostname);
-        }
+        let listed: usize = workloads.iter().map(|w| w.services.len()).sum();
+        assert_eq!(members, listed, "each is a member of what it lists");
     }
 }
 
-/// The best of those visible to a client namespace: its own, else one that `also` prefers, else the first.
-fn best<'a>(
-    all: impl Iterator<Item = &'a Arc<Service>>,
-    namespace: Option<&str>,
-    also: impl Fn(&Service) -> bool,
-) -> Option<&'a Arc<Service>> {
-    let visible = all.filter(|s| s.is_visible_to(namespace));
-    first_max(visible, |s| (namespace == Some(&s.namespace), also(s)))
+/// Rank of the first by namespace, then host name, in an order where the highest wins.
+fn first(service: &Service) -> impl Ord + use<'_> {
+    Reverse((&service.namespace, &service.hostname))
 }
 
-/// The first of those with the highest rank.
-fn first_max<T, K: Ord>(all: impl Iterator<Item = T>, rank: impl Fn(&T) -> K) -> Option<T> {
-    all.reduce(|best, next| {
-        if rank(&next) > rank(&best) {
-            next
-        } else {
-            best
-        }
-    })
+fn name_hash(namespace: &str, hostname: &str) -> KeyHash {
+    KeyHash::of((namespace, hostname))
 }
 
-/// Adds to a list kept by namespace and host name, once.
-fn add(list: &mut Vec<Arc<Service>>, service: &Arc<Service>) {
-    let name = (&service.namespace, &service.hostname);
-    if let Err(at) = list.binary_search_by(|s| (&s.namespace, &s.hostname).cmp(&name)) {
-        list.insert(at, service.clone());
-    }
+fn vip_hash(network: &str, ip: IpAddr) -> KeyHash {
+    KeyHash::of((network, ip))
 }
 
-fn take_out(table: &mut ByAddress, key: IpAddr, old: &Service) {
-    let Some(held) = table.get_mut(&key) else {
-        return;
-    };
-    held.retain(|s| s.namespace != old.namespace || s.hostname != old.hostname);
-    if held.is_empty() {
-        table.remove(&key);
-    }
+fn range_hash(network: &str, range: IpNet) -> KeyHash {
+    KeyHash::of((network, range))
+}
+
+fn vip_hashes(service: &Service) -> impl Iterator<Item = KeyHash> {
+    let vips = service.vips.iter();
+    vips.map(|vip| vip_hash(&vip.network, vip.ip))
+}
+
+/// Its ranges without host bits, with their networks.
+fn ranges(service: &Service) -> impl Iterator<Item = (&str, IpNet)> {
+    let ranges = service.cidr_vips.iter();
+    ranges.map(|range| (&*range.network, range.cidr.trunc()))
 }

@@ -30,10 +30,10 @@ fn ip(text: &str) -> IpAddr {
 
 fn uids(index: &Index, hostname: &str) -> Vec<String> {
     let service = index.service("a", hostname).expect("in the index");
-    index
-        .endpoints(service)
-        .map(|e| e.workload.uid.to_string())
-        .collect()
+    let endpoints = index.endpoints(service);
+    let mut uids: Vec<_> = endpoints.map(|e| e.workload.uid.to_string()).collect();
+    uids.sort();
+    uids
 }
 
 #[test]
@@ -109,6 +109,8 @@ fn local_workloads_are_those_of_the_node() {
     };
     assert!(found(&index, "p", "s"));
     assert!(!found(&index, "p", "t") && !found(&index, "q", "s"));
+    let local: Vec<_> = index.local_workloads().map(|w| &*w.uid).collect();
+    assert_eq!(local, ["here"]);
     assert!(index.local_workload("b", "p", "s").is_none());
     let all = Index::build(index.resources());
     assert!(

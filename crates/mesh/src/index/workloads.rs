@@ -1,32 +1,30 @@
 //! Workloads by uid, by network and address, by host name, and the local ones by pod name.
 //!
-//! Sized for 100k of them: one pointer per entry, no text copied.
+//! Sized for 100k of them: a pointer each, and tables of slot numbers that hold no text.
 
-use std::borrow::Borrow;
-use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::arena::{Arena, Slot};
+use super::table::{KeyHash, Table};
 use crate::name::Str;
 use crate::workload::{NetworkMode, Protocol, Workload};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Workloads {
     node: Str,
-    by_uid: HashSet<ByUid>,
-    by_ip: HashMap<Str, HashMap<Ipv6Addr, Sharers>>,
-    by_hostname: HashMap<Str, Vec<Arc<Workload>>>,
-    local: HashMap<Str, Vec<Arc<Workload>>>,
+    slots: Arena<Workload>,
+    by_uid: Table,
+    by_ip: Table,
+    by_hostname: Table,
+    local: Table,
 }
 
 impl PartialEq for Workloads {
     fn eq(&self, other: &Self) -> bool {
-        self.by_uid.len() == other.by_uid.len()
+        self.node == other.node
+            && self.slots.len() == other.slots.len()
             && self.iter().all(|w| other.by_uid(&w.uid) == Some(w))
-            && self.by_ip == other.by_ip
-            && self.by_hostname == other.by_hostname
-            && self.local == other.local
     }
 }
 
@@ -39,25 +37,34 @@ impl Workloads {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.by_uid.iter().map(|w| &w.0)
+        self.slots.iter().map(|(_, workload)| workload)
+    }
+
+    pub(super) fn at(&self, slot: Slot) -> Option<&Arc<Workload>> {
+        self.slots.get(slot)
+    }
+
+    pub(super) fn slot_of(&self, uid: &str) -> Option<Slot> {
+        let mut found = self.by_uid.find(uid_hash(uid));
+        found.find(|slot| self.at(*slot).is_some_and(|w| *w.uid == *uid))
     }
 
     pub(super) fn by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.by_uid.get(uid).map(|w| &w.0)
+        let mut found = self.found(&self.by_uid, uid_hash(uid));
+        found.find(|w| *w.uid == *uid)
     }
 
     pub(super) fn by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_ip
-            .get(network)?
-            .get(&address_key(ip))
-            .and_then(Sharers::first)
+        let ip = ip.to_canonical();
+        self.found(&self.by_ip, ip_hash(network, ip))
+            .filter(|w| *w.network == *network && is_found_by_ip(w) && w.addresses.contains(&ip))
+            .min_by(|a, b| preference(a).cmp(&preference(b)))
     }
 
     pub(super) fn by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
-        self.by_hostname
-            .get(hostname)?
-            .iter()
-            .find(|w| *w.namespace == *namespace)
+        self.found(&self.by_hostname, hostname_hash(namespace, hostname))
+            .filter(|w| *w.namespace == *namespace && *w.hostname == *hostname)
+            .min_by(|a, b| a.uid.cmp(&b.uid))
     }
 
     pub(super) fn local(
@@ -66,183 +73,150 @@ impl Workloads {
         name: &str,
         service_account: &str,
     ) -> Option<&Arc<Workload>> {
-        let named = self.local.get(name)?;
-        named
-            .iter()
-            .find(|w| *w.namespace == *namespace && *w.service_account == *service_account)
+        self.found(&self.local, local_hash(namespace, name))
+            .filter(|w| {
+                w.name() == name
+                    && *w.namespace == *namespace
+                    && *w.service_account == *service_account
+            })
+            .min_by(|a, b| a.uid.cmp(&b.uid))
     }
 
     pub(super) fn locals(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.local.values().flatten()
+        self.local.slots().filter_map(|slot| self.at(slot))
     }
 
-    pub(super) fn is_local(&self, workload: &Workload) -> bool {
+    fn found<'a>(
+        &'a self,
+        table: &'a Table,
+        hash: KeyHash,
+    ) -> impl Iterator<Item = &'a Arc<Workload>> {
+        table.find(hash).filter_map(|slot| self.at(slot))
+    }
+
+    fn is_local(&self, workload: &Workload) -> bool {
         self.node.is_empty() || self.node == workload.place.node
     }
 
-    /// Puts in a workload whose uid is not there.
-    pub(super) fn insert(&mut self, workload: Arc<Workload>) {
-        if workload.network_mode == NetworkMode::Standard && !workload.addresses.is_empty() {
-            let network = self.by_ip.entry(workload.network.clone()).or_default();
-            for ip in workload.addresses.iter() {
-                network.entry(address_key(*ip)).or_default().add(&workload);
+    /// Puts in a workload, in place of the one with its uid. Returns its slot, and what was there.
+    pub(super) fn insert(&mut self, new: &Arc<Workload>) -> (Slot, Option<Arc<Workload>>) {
+        let (slot, old) = match self.slot_of(&new.uid) {
+            Some(slot) => {
+                let place = self.slots.get_mut(slot);
+                (
+                    slot,
+                    place.map(|place| std::mem::replace(place, new.clone())),
+                )
             }
-        }
-        if !workload.hostname.is_empty() {
-            add(
-                self.by_hostname
-                    .entry(workload.hostname.clone())
-                    .or_default(),
-                &workload,
-                by_uid,
-            );
-        }
-        if self.is_local(&workload) {
-            add(
-                self.local.entry(workload.name().into()).or_default(),
-                &workload,
-                by_uid,
-            );
-        }
-        self.by_uid.insert(ByUid(workload));
+            None => {
+                let slot = self.slots.insert(new.clone());
+                self.by_uid.insert(uid_hash(&new.uid), slot);
+                (slot, None)
+            }
+        };
+        self.rename(slot, old.as_deref(), Some(new));
+        (slot, old)
     }
 
-    pub(super) fn remove(&mut self, uid: &str) -> Option<Arc<Workload>> {
-        let ByUid(old) = self.by_uid.take(uid)?;
-        if let Some(network) = self.by_ip.get_mut(&old.network) {
-            for ip in old.addresses.iter().map(|ip| address_key(*ip)) {
-                if network
-                    .get_mut(&ip)
-                    .is_some_and(|sharers| sharers.drop_uid(uid))
-                {
-                    network.remove(&ip);
-                }
-            }
-            if network.is_empty() {
-                self.by_ip.remove(&old.network);
-            }
+    /// Takes out the workload of that uid, and says which slot it had.
+    pub(super) fn remove(&mut self, uid: &str) -> Option<(Slot, Arc<Workload>)> {
+        let slot = self.slot_of(uid)?;
+        let old = self.slots.remove(slot)?;
+        self.by_uid.remove(uid_hash(uid), slot);
+        self.rename(slot, Some(&old), None);
+        Some((slot, old))
+    }
+
+    /// Brings the tables from the names of `old` to those of `new`; most changes of a workload change none.
+    fn rename(&mut self, slot: Slot, old: Option<&Workload>, new: Option<&Workload>) {
+        let local = |w: Option<&Workload>| {
+            w.filter(|w| self.is_local(w))
+                .map(|w| local_hash(&w.namespace, w.name()))
+        };
+        let (local_old, local_new) = (local(old), local(new));
+        shift(&mut self.local, slot, local_old, local_new);
+        let hostname = |w: Option<&Workload>| {
+            w.filter(|w| !w.hostname.is_empty())
+                .map(|w| hostname_hash(&w.namespace, &w.hostname))
+        };
+        shift(&mut self.by_hostname, slot, hostname(old), hostname(new));
+        if let (Some(old), Some(new)) = (old, new)
+            && old.addresses == new.addresses
+            && old.network == new.network
+            && old.network_mode == new.network_mode
+        {
+            return;
         }
-        take_out(&mut self.by_hostname, &old.hostname, uid);
-        take_out(&mut self.local, old.name(), uid);
-        Some(old)
+        for hash in old.into_iter().flat_map(ip_hashes) {
+            self.by_ip.remove(hash, slot);
+        }
+        for hash in new.into_iter().flat_map(ip_hashes) {
+            self.by_ip.insert(hash, slot);
+        }
+    }
+
+    /// Panics unless each table says what the workloads say.
+    pub(super) fn audit(&self) {
+        let all = || self.slots.iter();
+        self.by_uid
+            .audit(all().map(|(slot, w)| (uid_hash(&w.uid), slot)));
+        self.by_ip
+            .audit(all().flat_map(|(slot, w)| ip_hashes(w).map(move |hash| (hash, slot))));
+        let named = all().filter(|(_, w)| !w.hostname.is_empty());
+        self.by_hostname
+            .audit(named.map(|(slot, w)| (hostname_hash(&w.namespace, &w.hostname), slot)));
+        let local = all().filter(|(_, w)| self.is_local(w));
+        self.local
+            .audit(local.map(|(slot, w)| (local_hash(&w.namespace, w.name()), slot)));
     }
 }
 
-fn take_out(table: &mut HashMap<Str, Vec<Arc<Workload>>>, key: &str, uid: &str) {
-    let Some(held) = table.get_mut(key) else {
+/// Moves a slot from one key to another.
+fn shift(table: &mut Table, slot: Slot, old: Option<KeyHash>, new: Option<KeyHash>) {
+    if old == new {
         return;
-    };
-    held.retain(|w| *w.uid != *uid);
-    if held.is_empty() {
-        table.remove(key);
+    }
+    if let Some(hash) = old {
+        table.remove(hash, slot);
+    }
+    if let Some(hash) = new {
+        table.insert(hash, slot);
     }
 }
 
-/// Adds to a sorted list, once.
-fn add<K: Ord>(
-    list: &mut Vec<Arc<Workload>>,
-    workload: &Arc<Workload>,
-    rank: impl Fn(&Workload) -> K,
-) {
-    if let Err(at) = list.binary_search_by(|w| rank(w).cmp(&rank(workload))) {
-        list.insert(at, workload.clone());
-    }
+fn uid_hash(uid: &str) -> KeyHash {
+    KeyHash::of(uid)
 }
 
-fn by_uid(workload: &Workload) -> Str {
-    workload.uid.clone()
+fn ip_hash(network: &str, ip: IpAddr) -> KeyHash {
+    KeyHash::of((network, ip))
 }
 
-/// IPv4 addresses as IPv4-mapped ones: no address here is itself mapped, so nothing collides.
-fn address_key(ip: IpAddr) -> Ipv6Addr {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        IpAddr::V6(v6) => v6,
-    }
+fn hostname_hash(namespace: &str, hostname: &str) -> KeyHash {
+    KeyHash::of((namespace, hostname))
 }
 
-/// A workload, found by its uid.
-#[derive(Clone, Debug)]
-struct ByUid(Arc<Workload>);
-
-impl Borrow<str> for ByUid {
-    fn borrow(&self) -> &str {
-        &self.0.uid
-    }
+fn local_hash(namespace: &str, name: &str) -> KeyHash {
+    KeyHash::of((namespace, name))
 }
 
-impl Hash for ByUid {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        str::hash(&self.0.uid, state);
-    }
+fn is_found_by_ip(workload: &Workload) -> bool {
+    workload.network_mode == NetworkMode::Standard
 }
 
-impl PartialEq for ByUid {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.uid == other.0.uid
-    }
+fn ip_hashes(workload: &Workload) -> impl Iterator<Item = KeyHash> {
+    let addresses = is_found_by_ip(workload).then_some(&*workload.addresses);
+    let addresses = addresses.into_iter().flatten();
+    addresses.map(|ip| ip_hash(&workload.network, *ip))
 }
 
-impl Eq for ByUid {}
-
-/// The workloads at one address, best first; nearly always one, and then no list.
-#[derive(Clone, Debug, Default, PartialEq)]
-enum Sharers {
-    #[default]
-    None,
-    One(Arc<Workload>),
-    #[expect(
-        clippy::box_collection,
-        reason = "keeps the 100k entries that are not this at 16 bytes"
-    )]
-    Many(Box<Vec<Arc<Workload>>>),
-}
-
-impl Sharers {
-    fn first(&self) -> Option<&Arc<Workload>> {
-        match self {
-            Self::None => None,
-            Self::One(only) => Some(only),
-            Self::Many(several) => several.first(),
-        }
-    }
-
-    fn add(&mut self, workload: &Arc<Workload>) {
-        match self {
-            Self::None => *self = Self::One(workload.clone()),
-            Self::One(only) if only.uid == workload.uid => {}
-            Self::One(only) => {
-                let mut several = vec![only.clone()];
-                add(&mut several, workload, preference);
-                *self = Self::Many(Box::new(several));
-            }
-            Self::Many(several) => add(several, workload, preference),
-        }
-    }
-
-    /// Takes one out; says whether nothing is left.
-    fn drop_uid(&mut self, uid: &str) -> bool {
-        match self {
-            Self::None => true,
-            Self::One(only) => *only.uid == *uid,
-            Self::Many(several) => {
-                several.retain(|w| *w.uid != *uid);
-                if let [only] = several.as_slice() {
-                    *self = Self::One(only.clone());
-                }
-                false
-            }
-        }
-    }
-}
-
-/// Order of workloads that share an address: pod with HBONE, pod, other with HBONE, the rest.
-fn preference(workload: &Workload) -> (u8, Str) {
+/// Order of workloads that share an address: pod with HBONE, pod, other with HBONE, the rest; then by uid.
+fn preference(workload: &Workload) -> (u8, &str) {
     let rank = match (workload.is_pod(), workload.protocol) {
         (true, Protocol::Hbone) => 0,
         (true, Protocol::Tcp) => 1,
         (false, Protocol::Hbone) => 2,
         (false, Protocol::Tcp) => 3,
     };
-    (rank, workload.uid.clone())
+    (rank, &workload.uid)
 }
