@@ -55,18 +55,16 @@ impl Resolve {
 
     /// Goes on with the addresses found: a random one of the family that was dialled, else a random other one.
     pub fn answer(self, addresses: &[IpAddr], rng: &mut impl Rng) -> Decision {
+        let near = self.near;
         let of_family = |same: bool| {
-            addresses
-                .iter()
-                .filter(move |ip| (ip.is_ipv4() == self.near.is_ipv4()) == same)
+            let all = addresses.iter().map(IpAddr::to_canonical);
+            all.filter(move |ip| (ip.is_ipv4() == near.is_ipv4()) == same)
         };
-        let same = of_family(true).count() > 0;
+        let same = of_family(true).next().is_some();
         let count = of_family(same).count();
-        if count == 0 {
-            return Decision::Refuse(Refusal::NotResolved(self.leg.destination.hostname.clone()));
-        }
-        match of_family(same).nth(rng.random_range(0..count)) {
-            Some(ip) => Decision::Go(self.leg.plan(ip.to_canonical())),
+        let drawn = (count > 0).then(|| rng.random_range(0..count));
+        match drawn.and_then(|at| of_family(same).nth(at)) {
+            Some(ip) => Decision::Go(self.leg.plan(ip)),
             None => Decision::Refuse(Refusal::NotResolved(self.leg.destination.hostname.clone())),
         }
     }
