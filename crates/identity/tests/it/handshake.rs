@@ -19,13 +19,13 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::pki::{BOTH_ENDS, DAY, Pki, credential, embedded, id, td};
 
-type Ends = (
+pub type Ends = (
     io::Result<client::TlsStream<DuplexStream>>,
     io::Result<server::TlsStream<DuplexStream>>,
 );
 
 /// Runs one handshake and one byte each way. A client learns only from that byte that the server refused it (RFC 8446, 4.4.2).
-async fn connect(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends {
+pub async fn connect(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let connecting = async {
         let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());

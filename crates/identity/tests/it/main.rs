@@ -3,4 +3,5 @@
 mod certs;
 mod handshake;
 mod pki;
+mod revocation;
 mod shared_root;
