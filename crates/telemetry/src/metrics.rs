@@ -6,6 +6,7 @@
 
 mod counters;
 mod labels;
+mod lookups;
 mod process;
 mod shard;
 mod text;
@@ -18,6 +19,7 @@ pub use self::labels::{EndLabels, Flag, Reporter, ServiceLabels, TrafficLabels, 
 pub use self::shard::{Connection, Shard, Socket};
 pub use self::text::{Number, Samples};
 
+use self::lookups::{LOOKUPS, Lookups};
 use self::shard::{ShardState, Totals};
 use self::text::is_name;
 
@@ -42,6 +44,8 @@ pub struct Family {
     pub help: &'static str,
     /// Counter or gauge.
     pub kind: Kind,
+    /// What is counted, as the last word of the name says it, such as `bytes`.
+    pub unit: Option<&'static str>,
 }
 
 impl Family {
@@ -51,6 +55,7 @@ impl Family {
             name,
             help,
             kind: Kind::Counter,
+            unit: None,
         }
     }
 
@@ -60,6 +65,15 @@ impl Family {
             name,
             help,
             kind: Kind::Gauge,
+            unit: None,
+        }
+    }
+
+    /// The same with a unit, which the name must end with.
+    pub const fn in_unit(self, unit: &'static str) -> Self {
+        Self {
+            unit: Some(unit),
+            ..self
         }
     }
 }
@@ -67,7 +81,7 @@ impl Family {
 /// Why a family was not registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// Not a family name, or one that ends with a suffix that samples carry.
+    /// Not a family name, one that ends with a suffix that samples carry, or one that does not end with its unit.
     #[error("{0:?} is not a metric family name")]
     Name(&'static str),
     /// The name is in use.
@@ -100,7 +114,9 @@ const OVERFLOW: Family = Family::counter(
     "ztunnel_traffic_series_overflow",
     "Connections counted without their labels because a thread has too many label sets",
 );
-const BUILT_IN: [Family; 7] = [OPENED, CLOSED, FAILED, RECEIVED, SENT, SOCKETS, OVERFLOW];
+const BUILT_IN: [Family; 8] = [
+    OPENED, CLOSED, FAILED, RECEIVED, SENT, SOCKETS, OVERFLOW, LOOKUPS,
+];
 
 type Collect = Box<dyn Fn(&mut Samples<'_>) + Send + Sync>;
 
@@ -113,6 +129,7 @@ struct Registered {
 struct Inner {
     shards: Mutex<Vec<Arc<ShardState>>>,
     families: Mutex<Vec<Arc<Registered>>>,
+    lookups: Lookups,
 }
 
 /// All metrics of the process. Cheap to clone, usable from any thread.
@@ -163,7 +180,12 @@ impl Registry {
             .iter()
             .any(|end| family.name.ends_with(end));
         // Two names of the ecosystem end like that and are gauges or counters all the same.
+        let fits_unit = family.unit.is_none_or(|unit| {
+            let rest = family.name.strip_suffix(unit);
+            rest.is_some_and(|rest| rest.ends_with('_'))
+        });
         if !is_name(family.name)
+            || !fits_unit
             || (suffixed
                 && !family.name.starts_with("tokio_")
                 && !family.name.starts_with("workload_manager_"))
@@ -227,6 +249,11 @@ impl Registry {
         Ok(counters)
     }
 
+    /// Counts a connection of `source` to an endpoint that is known as `hostname` only: `istio_on_demand_dns`.
+    pub fn count_lookup(&self, source: &mesh::Workload, hostname: &str) {
+        self.inner.lookups.count(source, hostname);
+    }
+
     /// Registers `workload_manager_*`. Errors: [`RegisterError`].
     pub fn pods(&self) -> Result<PodMetrics, RegisterError> {
         Ok(PodMetrics {
@@ -278,6 +305,9 @@ impl Registry {
         let families = lock(&self.inner.families).clone();
         let mut out = String::new();
         traffic(&mut out, &shards);
+        text::family(&mut out, &LOOKUPS, |samples| {
+            self.inner.lookups.collect(samples);
+        });
         for registered in &families {
             text::family(&mut out, &registered.family, |samples| {
                 (registered.collect)(samples)

@@ -102,7 +102,8 @@ pub struct WorkloadLabels {
 impl From<&mesh::Workload> for WorkloadLabels {
     fn from(workload: &mesh::Workload) -> Self {
         Self {
-            workload: workload.workload_name.clone(),
+            workload: (workload.owner_name.clone())
+                .unwrap_or_else(|| workload.name().into()),
             namespace: workload.namespace.clone(),
             canonical_service: workload.canonical_name.clone(),
             canonical_revision: workload.canonical_revision.clone(),
@@ -186,14 +187,7 @@ impl TrafficLabels {
         let mut pair =
             |name, value: &str| pair(name, if value.is_empty() { UNKNOWN } else { value });
         pair("reporter", self.reporter.as_str());
-        pair("source_workload", &source.workload);
-        pair("source_canonical_service", &source.canonical_service);
-        pair("source_canonical_revision", &source.canonical_revision);
-        pair("source_workload_namespace", &source.namespace);
-        pair("source_principal", &principal(&self.source));
-        pair("source_app", &source.app);
-        pair("source_version", &source.version);
-        pair("source_cluster", &source.cluster);
+        source_pairs(source, &principal(&self.source), &mut pair);
         pair("destination_service", &self.service.host);
         pair("destination_service_namespace", &self.service.namespace);
         pair("destination_service_name", &self.service.name);
@@ -228,4 +222,20 @@ impl TrafficLabels {
             pair("destination_zone", &destination.zone);
         }
     }
+}
+
+/// Hands the labels of a source but its place to `pair`, in order.
+pub(super) fn source_pairs(
+    source: &WorkloadLabels,
+    principal: &str,
+    pair: &mut dyn FnMut(&'static str, &str),
+) {
+    pair("source_workload", &source.workload);
+    pair("source_canonical_service", &source.canonical_service);
+    pair("source_canonical_revision", &source.canonical_revision);
+    pair("source_workload_namespace", &source.namespace);
+    pair("source_principal", principal);
+    pair("source_app", &source.app);
+    pair("source_version", &source.version);
+    pair("source_cluster", &source.cluster);
 }

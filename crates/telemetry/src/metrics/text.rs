@@ -155,14 +155,11 @@ fn head(out: &mut String, family: &Family) {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
     };
-    put(
-        out,
-        format_args!(
-            "{}\n# TYPE {} {kind}\n",
-            if collector { "" } else { "." },
-            family.name
-        ),
-    );
+    let stop = if collector { "" } else { "." };
+    put(out, format_args!("{stop}\n# TYPE {} {kind}\n", family.name));
+    if let Some(unit) = family.unit {
+        put(out, format_args!("# UNIT {} {unit}\n", family.name));
+    }
 }
 
 fn put(out: &mut String, text: fmt::Arguments<'_>) {

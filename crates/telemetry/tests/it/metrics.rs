@@ -277,3 +277,49 @@ fn bad_registrations_are_refused() {
         );
     }
 }
+
+#[test]
+fn connections_to_host_names_are_counted_by_source_and_name() {
+    let registry = Registry::new();
+    let (_, text) = registry.encode([]);
+    assert!(!text.contains("istio_on_demand_dns"), "{text}");
+    let source = mesh::Workload::default();
+    registry.count_lookup(&source, "db.example.org");
+    registry.count_lookup(&source, "db.example.org");
+    registry.count_lookup(&source, "mail.example.org");
+    let (_, text) = registry.encode([]);
+    parse(&text).unwrap();
+    let counted = format!(
+        concat!(
+            "istio_on_demand_dns_total{{source_workload=\"unknown\",source_canonical_service=\"unknown\",",
+            "source_canonical_revision=\"unknown\",source_workload_namespace=\"unknown\",source_principal=\"{}\",",
+            "source_app=\"unknown\",source_version=\"unknown\",source_cluster=\"unknown\",hostname=\"db.example.org\"}} 2\n",
+        ),
+        source.identity(),
+    );
+    assert!(text.contains(&counted), "{text}");
+}
+
+#[test]
+fn a_unit_is_told_and_ends_the_name() {
+    let registry = Registry::new();
+    let bytes =
+        Family::counter("istio_xds_message_bytes", "Bytes received so far").in_unit("bytes");
+    registry
+        .register(bytes, |samples| samples.push(&[("url", "x")], 7_u64))
+        .unwrap();
+    let (_, text) = registry.encode([]);
+    parse(&text).unwrap();
+    let head = "# TYPE istio_xds_message_bytes counter\n# UNIT istio_xds_message_bytes bytes\n";
+    assert!(text.contains(head), "{text}");
+    for name in [
+        "istio_xds_message",
+        "istio_xds_bytes_read",
+        "xbytes",
+        "bytes",
+    ] {
+        let family = Family::counter(name, "Wrong").in_unit("bytes");
+        let refused = registry.register(family, |_| {});
+        assert_eq!(refused, Err(RegisterError::Name(name)));
+    }
+}

@@ -30,7 +30,9 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, Family>, String> {
                 words.next().unwrap_or(""),
                 words.next().unwrap_or(""),
             );
-            if word == "HELP" {
+            if word == "UNIT" && name == current && name.ends_with(rest) {
+                continue;
+            } else if word == "HELP" {
                 if families.contains_key(name) || name.ends_with("_total") || rest.is_empty() {
                     return Err(wrong("second, badly named or empty HELP"));
                 }
