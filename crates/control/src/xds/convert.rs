@@ -167,3 +167,6 @@ pub(super) fn quoted(text: &str, max: usize) -> String {
     }
     format!("{}…", &text[..text.floor_char_boundary(max)])
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,7 @@ fn profile(from: &wire::Workload, pools: &mut Pools) -> Result<Profile, Fault> {
         service_account: pools.text(or(&from.service_account, SERVICE_ACCOUNT)),
         network: pools.text(&from.network),
         hostname: pools.text(&from.hostname),
-        workload_name: pools.text(&from.workload_name),
+        owner_name: (from.workload_name != from.name).then(|| pools.text(&from.workload_name)),
         canonical_name: pools.text(&from.canonical_name),
         canonical_revision: pools.text(&from.canonical_revision),
         cluster_id: pools.text(or(&from.cluster_id, CLUSTER)),
