@@ -42,8 +42,8 @@ pub struct Profile {
     pub network: Str,
     /// Name to resolve when it has no usable address; else empty.
     pub hostname: Str,
-    /// Name of the owner (Deployment…), for telemetry.
-    pub workload_name: Str,
+    /// Name of the owner (Deployment…), where that is not the workload's own name: see [`Workload::workload_name`].
+    pub owner_name: Option<Str>,
     /// Canonical service name, for telemetry.
     pub canonical_name: Str,
     /// Canonical revision, for telemetry.
@@ -83,7 +83,7 @@ impl Default for Profile {
             service_account: Str::default(),
             network: Str::default(),
             hostname: Str::default(),
-            workload_name: Str::default(),
+            owner_name: None,
             canonical_name: Str::default(),
             canonical_revision: Str::default(),
             cluster_id: Str::default(),
@@ -157,6 +157,11 @@ impl Workload {
         self.services
             .iter()
             .find(|m| *m.service.hostname == *hostname && *m.service.namespace == *namespace)
+    }
+
+    /// Name of the owner (Deployment…), for telemetry. Its own name where the pod stands for itself.
+    pub fn workload_name(&self) -> &str {
+        self.owner_name.as_deref().unwrap_or_else(|| self.name())
     }
 
     /// The same with a changed profile, not shared with anyone.
@@ -368,9 +373,9 @@ pub fn baggage(workload: &Workload) -> String {
         WorkloadType::Pod => "k8s.pod.name",
     };
     let items = [
-        ("k8s.cluster.name", &workload.cluster_id),
+        ("k8s.cluster.name", &*workload.cluster_id),
         ("k8s.namespace.name", &workload.namespace),
-        (owner, &workload.workload_name),
+        (owner, workload.workload_name()),
         ("service.name", &workload.canonical_name),
         ("service.version", &workload.canonical_revision),
         ("cloud.region", &workload.place.locality.region),
@@ -407,7 +412,7 @@ mod tests {
         let profile = Profile {
             cluster_id: "c1".into(),
             namespace: "shop".into(),
-            workload_name: "cart".into(),
+            owner_name: Some("cart".into()),
             workload_type: Some(WorkloadType::Deployment),
             canonical_name: "cart".into(),
             canonical_revision: "v3".into(),
@@ -425,7 +430,7 @@ mod tests {
     fn baggage_leaves_out_what_is_absent_or_unfit() {
         let odd = Workload::default().with(|profile| {
             profile.namespace = "shop".into();
-            profile.workload_name = "w".into();
+            profile.owner_name = Some("w".into());
             profile.workload_type = Some(WorkloadType::Pod);
             profile.canonical_name = "a,b=c".into();
             profile.canonical_revision = "v\n1".into();

@@ -448,7 +448,7 @@ impl<'a> WorkloadView<'a> {
             uid: &workload.uid,
             waypoint: workload.waypoint.as_deref().map(GatewayView::of),
             workload_ips: &workload.addresses,
-            workload_name: &workload.workload_name,
+            workload_name: workload.workload_name(),
             workload_type: workload.workload_type.map(WorkloadType::as_str),
         }
     }

@@ -105,7 +105,7 @@ impl WorkloadEntry {
             service_account: pools.text(&self.service_account),
             network: pools.text(&self.network),
             hostname: pools.text(&self.hostname),
-            workload_name: pools.text(&self.workload_name),
+            owner_name: (self.workload_name != self.name).then(|| pools.text(&self.workload_name)),
             canonical_name: pools.text(&self.canonical_name),
             canonical_revision: pools.text(&self.canonical_revision),
             cluster_id: pools.text(&self.cluster_id),
