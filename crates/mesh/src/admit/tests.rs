@@ -9,22 +9,30 @@ const MESH: &str = r#"
 workloads:
 - {uid: pod, name: pod, namespace: shop, serviceAccount: pod, workloadIps: [10.0.0.1], services: {shop/cart: {80: 8081}, shop/second: {}, shop/named: {}, shop/vips: {}}}
 - {uid: other, namespace: shop, workloadIps: [10.0.0.2], services: {}}
-- {uid: wp, namespace: shop, workloadIps: [10.0.0.3], hostname: wp-host, services: {shop/waypoint: {}}}
+- {uid: sick, namespace: shop, workloadIps: [10.0.0.7], status: Unhealthy, services: {shop/cart: {80: 8082}}}
+- {uid: stated, namespace: shop, workloadIps: [10.0.0.8], services: {}}
+- {uid: wp, namespace: shop, workloadIps: [10.0.0.3, "2001:db8::3"], hostname: wp-host, services: {shop/waypoint: {}}}
+- {uid: wp-sick, namespace: shop, workloadIps: [10.0.0.9], status: Unhealthy, services: {shop/waypoint: {}}}
 - {uid: b1, namespace: shop, workloadIps: [10.0.0.11], waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}, services: {}}
 - {uid: b2, namespace: shop, workloadIps: [10.0.0.12], waypoint: {destination: /10.0.0.3, hboneMtlsPort: 15008}, services: {}}
 - {uid: b3, namespace: shop, workloadIps: [10.0.0.13], waypoint: {destination: shop/wp-host, hboneMtlsPort: 15008}, services: {}}
 - {uid: b4, namespace: shop, workloadIps: [10.0.0.14], waypoint: {destination: shop/gone, hboneMtlsPort: 15008}, services: {}}
+- {uid: b5, namespace: shop, workloadIps: [10.0.0.15], waypoint: {destination: /10.1.0.3, hboneMtlsPort: 15008}, services: {}}
+- {uid: b6, namespace: shop, network: net, workloadIps: [10.0.0.16], waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}, services: {}}
 - {uid: app, namespace: shop, workloadIps: [10.0.0.4], applicationTunnel: {protocol: NONE, port: 15088}, services: {}}
+- {uid: app-as-asked, namespace: shop, workloadIps: [10.0.0.18], applicationTunnel: {protocol: NONE}, services: {}}
 - {uid: proxied, namespace: shop, workloadIps: [10.0.0.5, "2001:db8::5"], network: net, applicationTunnel: {protocol: PROXY, port: 15088}, services: {}}
 - {uid: proxied-as-asked, namespace: shop, workloadIps: [10.0.0.6], applicationTunnel: {protocol: PROXY}, services: {}}
 services:
-- {name: cart, namespace: shop, hostname: cart, vips: [/10.1.0.1], ports: {80: 8080, 81: 8181, 15: 15008}}
+- {name: cart, namespace: shop, hostname: cart, vips: [/10.1.0.1], ports: {80: 8080, 81: 8181, 15: 15008, 16: 15080}, endpoints: {x: {workloadUid: stated, port: {80: 8083}}}}
 - {name: second, namespace: shop, hostname: second, vips: [], ports: {9000: 9000}}
 - {name: named, namespace: shop, hostname: named, vips: [], ports: {80: 0}}
 - {name: vips, namespace: shop, hostname: vips, vips: ["/2001:db8:1::1", /10.1.0.9, "net/2001:db8:1::2"], ports: {80: 80}}
 - {name: hidden, namespace: other, hostname: hidden, vips: [], ports: {80: 80}, visibility: Namespace}
+- {name: twice-other, namespace: other, hostname: twice, vips: [], ports: {80: 1}, canonical: true}
+- {name: twice, namespace: shop, hostname: twice, vips: [], ports: {80: 2}}
 - {name: waypoint, namespace: shop, hostname: waypoint, vips: [/10.1.0.3], ports: {15008: 15008}}
-- {name: bound, namespace: shop, hostname: bound, vips: [/10.1.0.4], ports: {80: 80}, waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}}
+- {name: bound, namespace: shop, hostname: bound, vips: [/10.1.0.4], cidrVips: [{network: "", cidr: 10.7.0.0/16}], ports: {80: 80}, waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}}
 - name: weighted
   namespace: shop
   hostname: weighted
@@ -57,68 +65,228 @@ fn shown(answer: &Result<Admitted, Rejection>) -> String {
     }
 }
 
-fn ask(index: &Index, uid: &str, authority: &str, forwarded_host: Option<&str>) -> String {
+/// A request to a pod as its proxy hands it in.
+fn connect<'a>(index: &'a Index, uid: &str, authority: &'a Authority) -> Connect<'a> {
     let local = index.workload(uid).expect("in the mesh");
-    let authority = authority.parse().expect("well formed");
-    shown(&admit(
-        index,
-        &Connect {
-            local,
-            tunnel_local: local.addresses[0],
-            client: CLIENT,
-            identity: None,
-            keep_source: true,
-            authority: &authority,
-            forwarded_host,
-            socks: false,
-            localhost_app_tunnel: true,
-        },
-    ))
+    Connect {
+        local,
+        tunnel_local: local.addresses[0],
+        client: CLIENT,
+        identity: None,
+        authority,
+        forwarded_host: None,
+        socks: false,
+        localhost_app_tunnel: true,
+        keep_source: true,
+    }
 }
 
+fn parsed(authority: &str) -> Authority {
+    authority.parse().expect("well formed")
+}
+
+fn ask(index: &Index, uid: &str, authority: &str, forwarded_host: Option<&str>) -> String {
+    let authority = parsed(authority);
+    let asked = Connect {
+        forwarded_host,
+        ..connect(index, uid, &authority)
+    };
+    shown(&admit(index, &asked))
+}
+
+/// What it is about, the pod, the authority, the answer.
+type Case = (&'static str, &'static str, &'static str, &'static str);
+
+fn check(cases: &[Case]) {
+    let index = mesh();
+    for (what, pod, authority, expected) in cases {
+        assert_eq!(ask(&index, pod, authority, None), *expected, "{what}");
+    }
+}
+
+/// routing.md §8.1: is the pod the one that is asked for?
 #[rustfmt::skip]
-const CASES: &[(&str, &str, &str, &str)] = &[
-    // what, pod, authority, answer
-    ("own address, endpoint's port", "pod", "10.0.0.1:8081", "10.0.0.1:8081 as 10.0.0.1:8081 cart"),
-    ("own address, target port", "pod", "10.0.0.1:8181", "10.0.0.1:8181 as 10.0.0.1:8181 cart"),
-    ("own address, second service", "pod", "10.0.0.1:9000", "10.0.0.1:9000 as 10.0.0.1:9000 second"),
-    ("own address, any port", "pod", "10.0.0.1:7", "10.0.0.1:7 as 10.0.0.1:7 -"),
+const DESTINATIONS: &[Case] = &[
+    ("host name", "pod", "cart:80", "10.0.0.1:8081 as 10.0.0.1:8081 cart"),
+    ("host name of a Service that the pod is not in", "other", "cart:80", "10.0.0.2:8080 as 10.0.0.2:8080 cart"),
+    ("own address", "pod", "10.0.0.1:7", "10.0.0.1:7 as 10.0.0.1:7 -"),
     ("own address, mapped", "pod", "[::ffff:10.0.0.1]:7", "10.0.0.1:7 as 10.0.0.1:7 -"),
-    ("another address", "pod", "10.0.0.2:80", "400: ip mismatch: 10.0.0.1 != 10.0.0.2"),
+    ("own address, another than the tunnel's", "wp", "[2001:db8::3]:7", "400: ip mismatch: 10.0.0.3 != 2001:db8::3"),
+    ("application tunnel: any", "app", "192.0.2.1:80", "10.0.0.4:15088 as 10.0.0.4:15088 -"),
+    ("waypoint of a workload, by service", "wp", "10.0.0.11:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a workload, by its address", "wp", "10.0.0.12:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a workload, by its host name", "wp", "10.0.0.13:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a workload, by the service's address", "wp", "10.0.0.15:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a service", "wp", "10.1.0.4:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a range", "wp", "10.7.1.1:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint in a weighted set only", "wp", "10.1.0.5:80", "400: ip mismatch: 10.0.0.3 != 10.1.0.5"),
+    ("waypoint of a workload on another network", "wp", "10.0.0.16:80", "400: ip mismatch: 10.0.0.3 != 10.0.0.16"),
+    ("waypoint that is no endpoint, for its health", "wp-sick", "10.0.0.11:80", "400: ip mismatch: 10.0.0.9 != 10.0.0.11"),
+    ("waypoint that is gone", "wp", "10.0.0.14:80", "400: ip mismatch: 10.0.0.3 != 10.0.0.14"),
+    ("another's waypoint", "pod", "10.0.0.11:80", "400: ip mismatch: 10.0.0.1 != 10.0.0.11"),
+    ("another pod", "pod", "10.0.0.2:80", "400: ip mismatch: 10.0.0.1 != 10.0.0.2"),
+    ("a service of the pod by its address", "pod", "10.1.0.1:80", "400: ip mismatch: 10.0.0.1 != 10.1.0.1"),
     ("unknown address", "pod", "192.0.2.1:80", "400: ip mismatch: 10.0.0.1 != 192.0.2.1"),
-    ("service address", "pod", "10.1.0.1:80", "400: ip mismatch: 10.0.0.1 != 10.1.0.1"),
-    ("own port", "pod", "10.0.0.1:15001", "503: attempted recursive call to ourselves"),
-    ("own port, another address", "pod", "10.0.0.2:15006", "400: ip mismatch: 10.0.0.1 != 10.0.0.2"),
-    ("SOCKS port while it is closed", "pod", "10.0.0.1:15080", "10.0.0.1:15080 as 10.0.0.1:15080 -"),
+];
+
+/// routing.md §8.2: which port?
+#[rustfmt::skip]
+const TARGETS: &[Case] = &[
     ("host name, endpoint's port", "pod", "cart:80", "10.0.0.1:8081 as 10.0.0.1:8081 cart"),
-    ("host name, target port", "pod", "cart:81", "10.0.0.1:8181 as 10.0.0.1:8181 cart"),
+    ("host name, endpoint's port, stated by the Service", "stated", "cart:80", "10.0.0.8:8083 as 10.0.0.8:8083 cart"),
+    ("host name, endpoint's port, whatever its health", "sick", "cart:80", "10.0.0.7:8082 as 10.0.0.7:8082 cart"),
+    ("host name, Service's target port", "pod", "cart:81", "10.0.0.1:8181 as 10.0.0.1:8181 cart"),
     ("host name, undefined port", "pod", "cart:82", "503: requested service cart:82 found, but cannot resolve port"),
     ("host name, named port", "pod", "named:80", "503: requested service named:80 found, but cannot resolve port"),
-    ("host name, own port", "pod", "cart:15", "503: attempted recursive call to ourselves"),
     ("host name, unknown", "pod", "nobody:80", "503: no service or workload for hostname: nobody"),
     ("host name, not visible", "pod", "hidden:80", "503: no service or workload for hostname: hidden"),
-    ("waypoint by service", "wp", "10.0.0.11:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
-    ("waypoint by address", "wp", "10.0.0.12:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
-    ("waypoint by workload host name", "wp", "10.0.0.13:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
-    ("waypoint of a service", "wp", "10.1.0.4:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
-    ("waypoint in a weighted set only", "wp", "10.1.0.5:80", "400: ip mismatch: 10.0.0.3 != 10.1.0.5"),
-    ("waypoint that is gone", "wp", "10.0.0.14:80", "400: ip mismatch: 10.0.0.3 != 10.0.0.14"),
-    ("waypoint of something else", "pod", "10.0.0.11:80", "400: ip mismatch: 10.0.0.1 != 10.0.0.11"),
-    ("application tunnel, port override", "app", "192.0.2.1:80", "10.0.0.4:15088 as 10.0.0.4:15088 -"),
-    ("application tunnel, own port before the override", "app", "10.0.0.4:15008", "503: attempted recursive call to ourselves"),
-    ("PROXY on loopback", "proxied", "10.0.0.5:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 10.0.0.5:80"),
-    ("PROXY for any address", "proxied", "192.0.2.1:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 192.0.2.1:80"),
-    ("PROXY without port", "proxied-as-asked", "10.0.0.6:80", "127.0.0.1:80 as 10.0.0.6:80 - proxy 10.0.0.6:80"),
-    ("PROXY for a host name, own network first", "proxied", "vips:80", "127.0.0.1:15088 as 10.0.0.5:15088 vips proxy [2001:db8:1::2]:80"),
-    ("PROXY for a host name, then IPv4 first", "proxied-as-asked", "vips:80", "127.0.0.1:80 as 10.0.0.6:80 vips proxy 10.1.0.9:80"),
-    ("PROXY for a host name without address", "proxied", "second:9000", "503: service second has no address to state in a PROXY header"),
+    ("host name of several: the own namespace's before the canonical", "pod", "twice:80", "10.0.0.1:2 as 10.0.0.1:2 twice"),
+    ("address: the port as given, though a Service has it as service port", "pod", "10.0.0.1:80", "10.0.0.1:80 as 10.0.0.1:80 vips"),
+    ("address, endpoint's port", "pod", "10.0.0.1:8081", "10.0.0.1:8081 as 10.0.0.1:8081 cart"),
+    ("address, target port", "pod", "10.0.0.1:8181", "10.0.0.1:8181 as 10.0.0.1:8181 cart"),
+    ("address, second service", "pod", "10.0.0.1:9000", "10.0.0.1:9000 as 10.0.0.1:9000 second"),
+    // step 6: ports of ours, after the destination and before the tunnel
+    ("own port", "pod", "10.0.0.1:15001", "503: attempted recursive call to ourselves"),
+    ("own port, 15006", "pod", "10.0.0.1:15006", "503: attempted recursive call to ourselves"),
+    ("own port, 15008", "pod", "10.0.0.1:15008", "503: attempted recursive call to ourselves"),
+    ("own port, by a service's mapping", "pod", "cart:15", "503: attempted recursive call to ourselves"),
+    ("own port, another address", "pod", "10.0.0.2:15006", "400: ip mismatch: 10.0.0.1 != 10.0.0.2"),
+    ("own port, before the override", "app", "10.0.0.4:15008", "503: attempted recursive call to ourselves"),
+    ("SOCKS port while it is closed", "pod", "10.0.0.1:15080", "10.0.0.1:15080 as 10.0.0.1:15080 cart"),
+];
+
+/// routing.md §9: application tunnels.
+#[rustfmt::skip]
+const TUNNELS: &[Case] = &[
+    ("NONE, no port", "app-as-asked", "10.0.0.18:80", "10.0.0.18:80 as 10.0.0.18:80 -"),
+    ("NONE, port", "app", "10.0.0.4:80", "10.0.0.4:15088 as 10.0.0.4:15088 -"),
+    ("NONE, port, host name", "app", "cart:80", "10.0.0.4:15088 as 10.0.0.4:15088 cart"),
+    ("PROXY, port", "proxied", "10.0.0.5:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 10.0.0.5:80"),
+    ("PROXY, port, any address", "proxied", "192.0.2.1:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 192.0.2.1:80"),
+    ("PROXY, no port", "proxied-as-asked", "10.0.0.6:80", "127.0.0.1:80 as 10.0.0.6:80 - proxy 10.0.0.6:80"),
+    ("PROXY, host name: VIP of the own network first", "proxied", "vips:80", "127.0.0.1:15088 as 10.0.0.5:15088 vips proxy [2001:db8:1::2]:80"),
+    ("PROXY, host name: then IPv4 first", "proxied-as-asked", "vips:80", "127.0.0.1:80 as 10.0.0.6:80 vips proxy 10.1.0.9:80"),
+    ("PROXY, host name: the port as asked for", "proxied-as-asked", "cart:81", "127.0.0.1:8181 as 10.0.0.6:8181 cart proxy 10.1.0.1:81"),
+    ("PROXY, host name: no VIP", "proxied", "second:9000", "503: service second has no address to state in a PROXY header"),
 ];
 
 #[test]
-fn answers() {
+fn destinations() {
+    check(DESTINATIONS);
+}
+
+#[test]
+fn targets() {
+    check(TARGETS);
+}
+
+#[test]
+fn tunnels() {
+    check(TUNNELS);
+}
+
+#[test]
+fn a_proxy_header_states_client_and_identity() {
     let index = mesh();
-    for (what, pod, authority, expected) in CASES {
-        assert_eq!(ask(&index, pod, authority, None), *expected, "{what}");
+    let (authority, identity) = (parsed("[2001:db8::5]:80"), SpiffeId::new("td", "a", "b"));
+    let asked = Connect {
+        tunnel_local: "2001:db8::5".parse().expect("an address"),
+        client: "[::ffff:10.0.0.99]:40000".parse().expect("an address"),
+        identity: Some(&identity),
+        ..connect(&index, "proxied", &authority)
+    };
+    let admitted = admit(&index, &asked).expect("admitted");
+    let header = ProxyHeader {
+        source: CLIENT,
+        destination: "[2001:db8::5]:80".parse().expect("an address"),
+        identity: Some(identity.clone()),
+    };
+    assert_eq!(admitted.proxy_header, Some(header));
+}
+
+/// routing.md §8.4 and §10.
+#[test]
+fn the_source_is_kept_where_it_can_be() {
+    let index = mesh();
+    // pod, authority, client, delivered on loopback, kept with a listener that keeps sources
+    let cases = [
+        ("pod", "10.0.0.1:7", "10.0.0.99", true, Some("10.0.0.99")),
+        (
+            "pod",
+            "10.0.0.1:7",
+            "::ffff:10.0.0.99",
+            true,
+            Some("10.0.0.99"),
+        ),
+        (
+            "pod",
+            "10.0.0.1:7",
+            "2001:db8::9",
+            true,
+            Some("2001:db8::9"),
+        ),
+        ("pod", "10.0.0.1:7", "10.0.0.1", true, None),
+        ("pod", "10.0.0.1:7", "::ffff:10.0.0.1", true, None),
+        ("app", "10.0.0.4:7", "10.0.0.99", true, Some("10.0.0.99")),
+        ("proxied", "10.0.0.5:7", "10.0.0.99", true, None),
+        (
+            "proxied",
+            "10.0.0.5:7",
+            "10.0.0.99",
+            false,
+            Some("10.0.0.99"),
+        ),
+    ];
+    for (pod, authority, client, localhost_app_tunnel, expected) in cases {
+        let authority = parsed(authority);
+        let asked = |keep_source| Connect {
+            client: SocketAddr::new(client.parse().expect("an address"), 40000),
+            localhost_app_tunnel,
+            keep_source,
+            ..connect(&index, pod, &authority)
+        };
+        let from = |keep| admit(&index, &asked(keep)).expect("admitted").from;
+        let expected = expected.map(|ip| ip.parse().expect("an address"));
+        assert_eq!(from(true), expected, "{pod} {client}");
+        assert_eq!(from(false), None, "{pod} {client}, listener of the own pod");
+    }
+}
+
+#[test]
+fn what_the_index_does_not_answer() {
+    let index = mesh();
+    let cases = [
+        ("own address", "pod", "10.0.0.1:80", None),
+        ("own address, mapped", "pod", "[::ffff:10.0.0.1]:80", None),
+        ("application tunnel", "app", "192.0.2.1:80", None),
+        ("known workload", "wp", "10.0.0.11:80", None),
+        ("known VIP", "wp", "10.1.0.4:80", None),
+        ("only a range", "wp", "10.7.1.1:80", Some("/10.7.1.1")),
+        ("unknown address", "wp", "192.0.2.1:80", Some("/192.0.2.1")),
+        (
+            "on the pod's own network",
+            "wp",
+            "10.0.0.16:80",
+            Some("/10.0.0.16"),
+        ),
+        ("known host", "pod", "cart:80", None),
+        ("known host, unknown port", "pod", "cart:82", None),
+        ("unknown host", "pod", "nobody:80", Some("shop/nobody")),
+        (
+            "host that is not visible",
+            "pod",
+            "hidden:80",
+            Some("shop/hidden"),
+        ),
+    ];
+    for (what, pod, authority, expected) in cases {
+        let authority = parsed(authority);
+        let asked = match lookup_inbound(&index, &connect(&index, pod, &authority)) {
+            Some(Name::Address(at)) => Some(at.to_string()),
+            Some(Name::Host(name)) => Some(name.to_string()),
+            None => None,
+        };
+        assert_eq!(asked.as_deref(), expected, "{what}");
     }
 }
 
@@ -161,45 +329,42 @@ fn the_forwarded_host_only_names_the_service() {
 #[test]
 fn application_tunnels_without_loopback() {
     let index = mesh();
-    let local = index.workload("proxied").expect("in the mesh");
-    let authority = "10.0.0.5:80".parse().expect("well formed");
-    let asked = Connect {
-        local,
-        tunnel_local: local.addresses[0],
-        client: CLIENT,
-        identity: None,
-        keep_source: true,
-        authority: &authority,
-        forwarded_host: None,
-        socks: true,
+    let authority = parsed("10.0.0.5:80");
+    let asked = connect(&index, "proxied", &authority);
+    let elsewhere = Connect {
         localhost_app_tunnel: false,
+        ..asked
     };
     assert_eq!(
-        shown(&admit(&index, &asked)),
+        shown(&admit(&index, &elsewhere)),
         "10.0.0.5:15088 as 10.0.0.5:15088 - proxy 10.0.0.5:80"
     );
     let six = Connect {
-        tunnel_local: local.addresses[1],
-        localhost_app_tunnel: true,
+        tunnel_local: asked.local.addresses[1],
         ..asked
     };
     assert_eq!(
         shown(&admit(&index, &six)),
         "[::1]:15088 as [2001:db8::5]:15088 - proxy 10.0.0.5:80"
     );
-    let socks = "10.0.0.5:15080".parse().expect("well formed");
-    let answer = admit(
-        &index,
-        &Connect {
-            authority: &socks,
-            ..asked
-        },
-    );
-    assert_eq!(answer, Err(Rejection::SelfCall));
+}
+
+#[test]
+fn socks_port_is_ours_while_it_is_open() {
+    let index = mesh();
+    for authority in ["10.0.0.1:15080", "cart:16"] {
+        let authority = parsed(authority);
+        let asked = Connect {
+            socks: true,
+            ..connect(&index, "pod", &authority)
+        };
+        assert_eq!(admit(&index, &asked), Err(Rejection::SelfCall));
+    }
 }
 
 #[test]
 fn plain_connections() {
+    // routing.md §11
     let index = mesh();
     let local = index.workload("pod").expect("in the mesh");
     let cases = [
@@ -232,7 +397,7 @@ fn plain_connections() {
         (
             "10.0.0.1:15080",
             false,
-            "10.0.0.1:15080 as 10.0.0.1:15080 -",
+            "10.0.0.1:15080 as 10.0.0.1:15080 cart",
         ),
         (
             "10.0.0.1:15080",
@@ -260,20 +425,20 @@ fn plain_connections() {
 }
 
 #[test]
-fn the_source_is_kept_where_it_can_be() {
-    let cases = [
-        ("10.0.0.1:80", "10.0.0.2", true),
-        ("10.0.0.1:80", "::ffff:10.0.0.2", true),
-        ("10.0.0.1:80", "10.0.0.1", false),
-        ("10.0.0.1:80", "::ffff:10.0.0.1", false),
-        ("127.0.0.1:80", "10.0.0.2", false),
-        ("[::1]:80", "2001:db8::2", false),
-    ];
-    for (to, client, expected) in cases {
-        let to = to.parse().expect("an address");
-        let client = SocketAddr::new(client.parse().expect("an address"), 40000);
-        let from = expected.then(|| client.ip().to_canonical());
-        assert_eq!(kept(client, to, true), from, "{to} {client}");
-        assert_eq!(kept(client, to, false), None, "{to} {client}");
-    }
+fn plain_connections_keep_their_source() {
+    let index = mesh();
+    let from = |client: &str, keep_source| {
+        let plain = Plain {
+            local: index.workload("pod").expect("in the mesh"),
+            target: "10.0.0.1:7".parse().expect("an address"),
+            client: SocketAddr::new(client.parse().expect("an address"), 40000),
+            socks: false,
+            keep_source,
+        };
+        admit_plain(&index, &plain).expect("admitted").from
+    };
+    assert_eq!(from("10.0.0.99", true), Some(CLIENT.ip()));
+    assert_eq!(from("::ffff:10.0.0.99", true), Some(CLIENT.ip()));
+    assert_eq!(from("10.0.0.1", true), None);
+    assert_eq!(from("10.0.0.99", false), None);
 }

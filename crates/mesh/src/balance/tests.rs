@@ -263,3 +263,76 @@ fn largest_capacities_do_not_overflow() {
         .collect();
     assert_eq!(draws(&service(&[], BalanceMode::Standard), &all).len(), 4);
 }
+
+/// routing.md §3.1 and §3.3: one endpoint, asked for a service port by a source on network `n`.
+#[test]
+fn who_is_a_candidate_and_its_port() {
+    const TUNNEL: &str = "applicationTunnel: {protocol: NONE, port: 9}";
+    const BARE_TUNNEL: &str = "applicationTunnel: {protocol: PROXY}";
+    const GATEWAY: &str = "networkGateway: {destination: x/gw, hboneMtlsPort: 1}";
+    const ALLOW_ALL: &str =
+        "loadBalancer: {routingPreferences: [], mode: Standard, healthPolicy: AllowAll}";
+    use Purpose::{Standard, Waypoint};
+    #[rustfmt::skip]
+    let cases: [(&str, &str, &str, &str, &str, Purpose, Option<u16>); 27] = [
+        // what, the endpoint's ports, more of it, the Service's ports, more of it, purpose, port
+        ("endpoint's own", "80: 1", "", "80: 2", "", Standard, Some(1)),
+        ("Service's target", "", "", "80: 2", "", Standard, Some(2)),
+        ("Service's target, for a waypoint", "", "", "80: 2", "", Waypoint, Some(2)),
+        ("own port of another service port", "81: 1", "", "80: 2", "", Standard, Some(2)),
+        ("an own port of 0 is none", "80: 0", "", "80: 2", "", Standard, Some(2)),
+        ("named port, mapped", "80: 1", "", "80: 0", "", Standard, Some(1)),
+        ("named port, not mapped", "", "", "80: 0", "", Standard, None),
+        ("named port, mapped to 0", "80: 0", "", "80: 0", "", Standard, None),
+        ("undefined port", "", "", "81: 2", "", Standard, None),
+        ("undefined port, mapped", "80: 1", "", "81: 2", "", Standard, None),
+        ("undefined port, waypoint", "80: 1", "", "81: 2", "", Waypoint, None),
+        ("undefined port, waypoint with tunnel, mapped", "80: 1", TUNNEL, "81: 2", "", Waypoint, Some(1)),
+        ("undefined port, waypoint with tunnel and its port: as asked", "", TUNNEL, "81: 2", "", Waypoint, Some(80)),
+        ("undefined port, waypoint with tunnel without port", "", BARE_TUNNEL, "81: 2", "", Waypoint, None),
+        ("undefined port, tunnel, but no waypoint", "80: 1", TUNNEL, "81: 2", "", Standard, None),
+        ("named port, waypoint with tunnel and its port: as asked", "", TUNNEL, "80: 0", "", Waypoint, Some(80)),
+        ("Service's target before the tunnel", "", TUNNEL, "80: 2", "", Waypoint, Some(2)),
+        ("no address, host name", "", "workloadIps: [], hostname: h", "80: 2", "", Standard, Some(2)),
+        ("no address", "", "workloadIps: []", "80: 2", "", Standard, None),
+        ("no address, gateway, same network", "", "workloadIps: [], network: n, networkGateway: {destination: x/gw, hboneMtlsPort: 1}", "80: 2", "", Standard, None),
+        ("no address, other network", "", "workloadIps: [], network: o", "80: 2", "", Standard, None),
+        ("no address, gateway, other network", "", "workloadIps: [], network: o, networkGateway: {destination: x/gw, hboneMtlsPort: 1}", "80: 2", "", Standard, Some(2)),
+        ("address, other network, gateway or not", "", GATEWAY, "80: 2", "", Standard, Some(2)),
+        ("unhealthy", "", "status: Unhealthy", "80: 2", "", Standard, None),
+        ("unhealthy, ALLOW_ALL", "", "status: Unhealthy", "80: 2", ALLOW_ALL, Standard, Some(2)),
+        ("unknown workload", "", "", "80: 2", "endpoints: {x: {workloadUid: x, port: {}}}", Standard, Some(2)),
+        ("capacity 0", "", "capacity: 0", "80: 2", "", Standard, None),
+    ];
+    for (what, own, more, ports, service, purpose, expected) in cases {
+        let ips = if more.contains("workloadIps") {
+            ""
+        } else {
+            "workloadIps: [10.0.0.1],"
+        };
+        let text = format!(
+            "workloads: [{{uid: e, namespace: a, {ips} services: {{a/s: {{{own}}}}}, {more}}}]
+services: [{{name: s, namespace: a, hostname: s, vips: [], ports: {{{ports}}}, {service}}}]
+"
+        );
+        let index = Index::build(crate::local::parse(&text).expect(what));
+        let source = at("source", "n", "", "", 1);
+        let wish = Wish {
+            source: &source,
+            service: index.service("a", "s").expect("in the text"),
+            service_port: 80,
+            purpose,
+        };
+        let chosen = choose(&index, wish, &mut SmallRng::seed_from_u64(1));
+        assert_eq!(chosen.map(|(_, port)| port), expected, "{what}");
+    }
+}
+
+/// routing.md §3.2: nothing sticks, nothing takes turns.
+#[test]
+fn each_connection_draws_anew() {
+    let any = service(&[], BalanceMode::Standard);
+    let endpoints = ["a", "b", "c"].map(|uid| at(uid, "n", "", "", 1));
+    let drawn = draws(&any, &endpoints);
+    assert!(drawn.values().all(|n| (70..130).contains(n)), "{drawn:?}");
+}
