@@ -6,10 +6,12 @@ mod control_plane;
 mod crl_file;
 mod dump;
 mod endpoint;
+mod finder;
 mod mesh_file;
 mod meters;
 mod net;
 mod node;
+mod resolver;
 mod run;
 mod version;
 

@@ -3,9 +3,11 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
-use capture::{DAEMON_MARK, Dns, REDIRECT_MARK};
+use capture::{DAEMON_MARK, Dns, PodSockets, REDIRECT_MARK};
 use proxy::needs::{Asked, Dial, DnsPort, Net};
+use socket2::SockRef;
 use sys::Netns;
 use sys::socket::{DialOptions, Keepalive, dial_socket, udp_plain};
 use tokio::net::TcpSocket;
@@ -16,6 +18,37 @@ use crate::config;
 /// so that they do not meet the client's own port: connecting from that one would hang.
 const KEPT_SOURCE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 
+/// Keepalive of what `sockets` will accept: accepted connections inherit it.
+///
+/// Errors: the kernel's.
+pub fn keep_alive(sockets: &PodSockets, keepalive: &config::Keepalive) -> io::Result<()> {
+    for listener in [&sockets.outbound, &sockets.hbone, &sockets.plaintext] {
+        let socket = SockRef::from(listener);
+        if keepalive.enabled {
+            probes(keepalive).apply(&socket)?;
+        } else {
+            socket.set_keepalive(false)?;
+        }
+        socket.set_tcp_user_timeout(user_timeout(keepalive))?;
+    }
+    Ok(())
+}
+
+fn probes(keepalive: &config::Keepalive) -> Keepalive {
+    Keepalive {
+        idle: keepalive.time,
+        interval: keepalive.interval,
+        probes: keepalive.retries,
+    }
+}
+
+/// How long data may stay unacknowledged. The kernel takes whole milliseconds that fit an `int`.
+fn user_timeout(keepalive: &config::Keepalive) -> Option<Duration> {
+    let wanted = keepalive.time + keepalive.interval * keepalive.retries;
+    let most = Duration::from_millis(i32::MAX.unsigned_abs().into());
+    keepalive.user_timeout.then(|| wanted.min(most))
+}
+
 /// One pod's namespace with the socket options of the configuration.
 pub struct PodNet {
     netns: Arc<Netns>,
@@ -25,16 +58,9 @@ pub struct PodNet {
 impl PodNet {
     /// Sockets in `netns`.
     pub fn new(netns: Arc<Netns>, keepalive: &config::Keepalive) -> Self {
-        let probes = Keepalive {
-            idle: keepalive.time,
-            interval: keepalive.interval,
-            probes: keepalive.retries,
-        };
         let base = DialOptions {
-            keepalive: keepalive.enabled.then_some(probes),
-            user_timeout: keepalive
-                .user_timeout
-                .then(|| keepalive.time + keepalive.interval * keepalive.retries),
+            keepalive: keepalive.enabled.then(|| probes(keepalive)),
+            user_timeout: user_timeout(keepalive),
             ..DialOptions::default()
         };
         Self { netns, base }

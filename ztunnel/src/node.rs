@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config;
 use crate::endpoint::ready::Ready;
 use crate::mesh_file::Fault;
-use crate::net::{PodDns, PodNet};
+use crate::net::{PodDns, PodNet, keep_alive};
 
 /// Readiness task: the enrolment source was read and every pod in it serves.
 pub const READY_TASK: &str = "workload proxy manager";
@@ -251,6 +251,8 @@ impl Node {
             "more than {EXCLUDED_PORTS_MAX} excluded ports"
         );
         let sockets = capture::sockets::open(&netns, flags).context("open sockets in the pod")?;
+        keep_alive(&sockets, &self.parts.config.keepalive)
+            .context("keepalive of the pod's listeners")?;
         let wanted = PodWanted {
             uid: spec.uid.to_string(),
             netns: Arc::clone(&netns),

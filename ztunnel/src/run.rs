@@ -27,9 +27,11 @@ use crate::dump::Dumper;
 use crate::endpoint::admin::Admin;
 use crate::endpoint::ready::Ready;
 use crate::endpoint::{self, metrics, ready};
+use crate::finder::Finder;
 use crate::mesh_file::{self, Fault};
 use crate::meters;
 use crate::node::{Node, Parts, READY_TASK};
+use crate::resolver::Names;
 use crate::version::Version;
 
 /// Events of the enrolment source that wait; each is a whole snapshot, so few are enough.
@@ -86,7 +88,9 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let (publisher, local) = mesh_state(&config)?;
     let fault = Fault::default();
     let crl = config.crl_path.is_some().then(Crl::new);
-    let shared = Arc::new(shared(&config, &log, &publisher, crl.as_ref())?);
+    let xds = control_plane::subscribe(&config, &publisher)?;
+    let shared = shared(&config, &log, &publisher, crl.as_ref(), xds.as_ref())?;
+    let shared = Arc::new(shared);
     let shards = Arc::new(Shards::start(config.threads, &shared).context("data threads")?);
     shared.registry.process(&config.istio_version)?;
     let metrics = shared.registry.pods()?;
@@ -95,7 +99,6 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         crl_file::register(&shared.registry, crl)?;
         tokio::task::spawn_local(crl_file::follow(path.clone(), crl.clone()));
     }
-    let xds = control_plane::subscribe(&config, &publisher)?;
     if let Some(xds) = &xds {
         control_plane::register(&shared.registry, xds)?;
     }
@@ -207,6 +210,7 @@ fn shared(
     log: &LogHandle,
     publisher: &Publisher,
     crl: Option<&Crl>,
+    xds: Option<&control::xds::Client>,
 ) -> anyhow::Result<Shared> {
     let certs = control_plane::certificates(config, crl)?;
     let hbone = hbone::Settings {
@@ -223,7 +227,10 @@ fn shared(
         response_baggage: config.response_baggage,
         localhost_app_tunnel: config.localhost_app_tunnel,
         policy_info: config.policy_info,
+        keep_source: config.capture.keep_source,
+        ipv4_only: !config.capture.ipv6,
     };
+    let finder = xds.and_then(control::xds::Client::finder);
     Ok(Shared {
         config: data_plane,
         index: publisher.subscribe(),
@@ -231,6 +238,8 @@ fn shared(
         access: log.access(),
         registry: Registry::new(),
         refusals: Refusals::default(),
+        resolver: Arc::new(Names::of_node(!config.capture.ipv6)),
+        finder: finder.map(|finder| Arc::new(Finder(finder)) as _),
     })
 }
 

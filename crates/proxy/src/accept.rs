@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::Instrument;
 
+use crate::failure::Failure;
 use crate::pod::{Door, Listeners, Phase, Pod, Stay, reached};
 use crate::shard::{LoadMark, Shard};
-use crate::{dns, inbound, outbound, passthrough};
+use crate::{dns, inbound, outbound, passthrough, report};
 
 /// Pause after a failed accept, so that exhausted descriptors do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -152,12 +153,25 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
             return;
         }
     };
+    if shard.shared.config.ipv4_only && accepted.orig_dst.is_ipv6() {
+        return refuse_v6(&accepted, kind);
+    }
     let span = tracing::info_span!("proxy", wl = %format_args!("{}/{}", pod.namespace, pod.name));
     match kind {
         Kind::Outbound => spawn(outbound::serve(accepted), span),
         Kind::Hbone => spawn(inbound::serve(accepted), span),
         Kind::Plaintext => spawn(passthrough::serve(accepted), span),
     }
+}
+
+/// IPv6 is captured like all else, so that nothing passes by in the clear, and ends here when it is switched off.
+fn refuse_v6(flow: &Accepted, kind: Kind) {
+    let direction = match kind {
+        Kind::Outbound => telemetry::access::Direction::Outbound,
+        Kind::Hbone | Kind::Plaintext => telemetry::access::Direction::Inbound,
+    };
+    let (shared, why) = (&flow.shard.shared, Failure::Ipv6Off);
+    report::refused(shared, direction, flow.peer, flow.orig_dst, &why);
 }
 
 fn spawn(path: impl Future<Output = ()> + 'static, span: tracing::Span) {

@@ -71,7 +71,7 @@ async fn forward_all(
             resolver: plain(asked.resolver),
             ..asked
         };
-        if asked.len < HEADER_BYTES {
+        if asked.len < HEADER_BYTES || shared.config.ipv4_only && asked.resolver.is_ipv6() {
             continue;
         }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {

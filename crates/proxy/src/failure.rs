@@ -20,6 +20,25 @@ pub enum Failure {
     /// The mesh state lacks something that only a lookup could tell.
     #[error("{0}")]
     Lacks(mesh::Lookup),
+    /// Nobody told whether the mesh knows the destination.
+    #[error("failed to look up {what}: {why}")]
+    NotFound {
+        /// address or host name
+        what: String,
+        /// what went wrong
+        why: String,
+    },
+    /// The endpoint's host name could not be resolved.
+    #[error("no ip addresses were resolved for {host}: {why}")]
+    NotResolved {
+        /// the name
+        host: String,
+        /// what went wrong
+        why: String,
+    },
+    /// IPv6 is switched off, and what capture takes must not pass by.
+    #[error("IPv6 is switched off by IPV6_ENABLED")]
+    Ipv6Off,
     /// The destination is on another network, behind a gateway.
     #[error("destination is on another network: double HBONE not available yet")]
     OtherNetwork,
@@ -110,6 +129,9 @@ impl Failure {
             | Failure::SelfCall
             | Failure::Route(_)
             | Failure::Lacks(_)
+            | Failure::NotFound { .. }
+            | Failure::NotResolved { .. }
+            | Failure::Ipv6Off
             | Failure::OtherNetwork
             | Failure::Rejected(_)
             | Failure::Request(_)
@@ -131,6 +153,9 @@ impl Failure {
             | Failure::SelfCall
             | Failure::Route(_)
             | Failure::Lacks(_)
+            | Failure::NotFound { .. }
+            | Failure::NotResolved { .. }
+            | Failure::Ipv6Off
             | Failure::OtherNetwork
             | Failure::Drain
             | Failure::Connect { .. }
@@ -154,7 +179,9 @@ impl Failure {
             Failure::LocalWorkload(_) => "local_workload_unknown",
             Failure::SelfCall => "self_call",
             Failure::Route(_) => "no_route",
-            Failure::Lacks(_) => "lookup",
+            Failure::Lacks(_) | Failure::NotFound { .. } => "lookup",
+            Failure::NotResolved { .. } => "resolve",
+            Failure::Ipv6Off => "ipv6_off",
             Failure::OtherNetwork => "double_hbone",
             Failure::Rejected(_) => "rejected",
             Failure::Request(_) => "bad_request",

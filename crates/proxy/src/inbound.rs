@@ -24,6 +24,7 @@ use crate::copy;
 use crate::failure::Failure;
 use crate::identify::local_workload;
 use crate::live::{OpenFlow, Subject};
+use crate::lookup;
 use crate::needs::Dial;
 use crate::outbound::baggage;
 use crate::pod::{Phase, Pod, reached};
@@ -265,8 +266,12 @@ async fn admit(peer: &Peer, head: hbone::Head) -> Result<Call, Failure> {
         forwarded_host: head.forwarded_host.as_deref(),
         socks: false,
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
-        keep_source: true,
+        keep_source: shared.config.keep_source,
     };
+    lookup::found(shared, || {
+        mesh::lookup_inbound(&shared.index.borrow(), &asked)
+    })
+    .await?;
     let admitted = mesh::admit(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
     Ok(Call {
         head,

@@ -12,6 +12,7 @@ mod failure;
 mod identify;
 mod inbound;
 mod live;
+mod lookup;
 pub mod needs;
 mod outbound;
 mod passthrough;
@@ -20,6 +21,8 @@ mod refusals;
 mod report;
 mod shard;
 mod tunnels;
+
+use std::sync::Arc;
 
 use mesh::{Index, Str, Workload};
 use telemetry::access::Access;
@@ -45,6 +48,10 @@ pub struct Config {
     pub localhost_app_tunnel: bool,
     /// log policy decisions at info instead of debug
     pub policy_info: bool,
+    /// the application sees its client's address
+    pub keep_source: bool,
+    /// refuse IPv6 connections of pods
+    pub ipv4_only: bool,
 }
 
 /// What all data threads read.
@@ -61,6 +68,10 @@ pub struct Shared {
     pub registry: Registry,
     /// refusals with their reasons
     pub refusals: Refusals,
+    /// addresses of endpoints that are known by host name
+    pub resolver: Arc<dyn needs::Resolver>,
+    /// asks for mesh state; none = all of it is there
+    pub finder: Option<Arc<dyn needs::Finder>>,
 }
 
 impl Shared {

@@ -2,10 +2,37 @@
 //!
 //! `ztunnel` implements them over namespaces and raw sockets; this crate never sees a file descriptor or a namespace.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::Pin;
 
+use mesh::{NamespacedHostname, NetworkAddress};
 use tokio::net::TcpSocket;
+
+/// An answer that is on its way; dropping it takes the question back.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Addresses of host names.
+pub trait Resolver: Send + Sync {
+    /// The addresses of `host`, IPv4 and IPv6 as far as they may be used, in no order; none is no error.
+    ///
+    /// Errors: no answer; why, as text for the access log.
+    fn resolve<'a>(&'a self, host: &'a str) -> Pending<'a, Result<Vec<IpAddr>, String>>;
+}
+
+/// Asks the control plane for what the mesh state does not hold (on-demand mode). Ready once the state holds the answer.
+pub trait Finder: Send + Sync {
+    /// Whether something has this address.
+    ///
+    /// Errors: no answer; why, as text for the access log.
+    fn address<'a>(&'a self, address: &'a NetworkAddress) -> Pending<'a, Result<bool, String>>;
+
+    /// Whether a service or a workload has this host name.
+    ///
+    /// Errors: as above.
+    fn host<'a>(&'a self, name: &'a NamespacedHostname) -> Pending<'a, Result<bool, String>>;
+}
 
 /// Where a new TCP socket is to be connected to; it decides mark, source address and device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

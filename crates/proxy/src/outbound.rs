@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh::{Decision, Flow, Hop, Plan, Workload};
+use mesh::{Flow, Hop, Plan, Workload};
 use telemetry::access::Direction;
 use tracing::Instrument;
 
@@ -15,6 +15,7 @@ use crate::copy;
 use crate::failure::Failure;
 use crate::identify::local_workload;
 use crate::live::OpenFlow;
+use crate::lookup;
 use crate::needs::Dial;
 use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
@@ -68,16 +69,8 @@ async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
         target: flow.orig_dst,
         socks: false,
     };
-    let decision = mesh::route(
-        &shared.index.borrow(),
-        &asked,
-        &mut *flow.shard.rng.borrow_mut(),
-    );
-    match decision {
-        Decision::Go(plan) => Ok((source, plan)),
-        Decision::Lacks(lookup) => Err(Failure::Lacks(lookup)),
-        Decision::Refuse(why) => Err(Failure::Route(why)),
-    }
+    let plan = lookup::route(shared, &asked, &flow.shard.rng).await?;
+    Ok((source, plan))
 }
 
 /// Connects upstream and copies until both directions end.

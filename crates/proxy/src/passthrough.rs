@@ -69,7 +69,7 @@ async fn admit(flow: &Accepted) -> Result<(Arc<Workload>, Admitted), Failure> {
         target: flow.orig_dst,
         client: flow.peer,
         socks: false,
-        keep_source: true,
+        keep_source: shared.config.keep_source,
     };
     let admitted = mesh::admit_plain(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
     Ok((local, admitted))

@@ -1,0 +1,101 @@
+//! What a decision lacks is fetched here: mesh state that is held only on demand, addresses of host names.
+//!
+//! Without an answer there is no decision, so the connection is refused: a destination that is not known because the
+//! control plane is silent may be one that needs protection. What to ask for is decided in `mesh`.
+
+use std::time::Duration;
+
+use mesh::{Decision, Flow, Lookup, Name, Plan, Refusal, Workload};
+use rand::Rng;
+use tokio::time::timeout;
+
+use crate::Shared;
+use crate::failure::Failure;
+use crate::needs::Pending;
+
+/// Questions for one connection. One is enough; more are for a state that changes under it.
+const LOOKUPS_MAX: usize = 4;
+/// Longest wait for one answer, whatever the one who is asked thinks.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// Decides about an outbound connection, with whatever that takes.
+pub(crate) async fn route(
+    shared: &Shared,
+    flow: &Flow,
+    rng: &std::cell::RefCell<impl Rng>,
+) -> Result<Plan, Failure> {
+    found(shared, || {
+        mesh::lookup(&shared.index.borrow(), flow).map(Name::Address)
+    })
+    .await?;
+    let mut decision = mesh::route(&shared.index.borrow(), flow, &mut *rng.borrow_mut());
+    for _ in 0..LOOKUPS_MAX {
+        decision = match decision {
+            Decision::Go(plan) => return Ok(plan),
+            Decision::Refuse(why) => return Err(Failure::Route(why)),
+            Decision::Lacks(Lookup::Resolve(open)) => {
+                let addresses = resolve(shared, &flow.source, open.hostname()).await?;
+                open.answer(&addresses, &mut *rng.borrow_mut())
+            }
+        };
+    }
+    match decision {
+        Decision::Go(plan) => Ok(plan),
+        Decision::Refuse(why) => Err(Failure::Route(why)),
+        Decision::Lacks(lookup) => Err(Failure::Lacks(lookup)),
+    }
+}
+
+/// Fills the gap that `gap` sees in the state, if the state is held on demand. What is known to be nowhere stays a gap.
+pub(crate) async fn found(shared: &Shared, gap: impl Fn() -> Option<Name>) -> Result<(), Failure> {
+    let Some(finder) = &shared.finder else {
+        return Ok(());
+    };
+    let mut asked = None;
+    for _ in 0..LOOKUPS_MAX {
+        let Some(open) = gap() else {
+            return Ok(());
+        };
+        // held for a moment and gone again: as good as absent
+        if asked.as_ref() == Some(&open) {
+            return Ok(());
+        }
+        let (answer, what) = match &open {
+            Name::Address(address) => (finder.address(address), address.to_string()),
+            Name::Host(name) => (finder.host(name), name.to_string()),
+        };
+        let is_there = within(answer)
+            .await
+            .map_err(|why| Failure::NotFound { what, why })?;
+        if !is_there {
+            return Ok(());
+        }
+        asked = Some(open);
+    }
+    Ok(())
+}
+
+async fn resolve(
+    shared: &Shared,
+    source: &Workload,
+    host: &str,
+) -> Result<Vec<std::net::IpAddr>, Failure> {
+    shared.registry.count_lookup(source, host);
+    let answer = within(shared.resolver.resolve(host)).await;
+    match answer {
+        Ok(addresses) if addresses.is_empty() => {
+            Err(Failure::Route(Refusal::NotResolved(host.into())))
+        }
+        Ok(addresses) => Ok(addresses),
+        Err(why) => Err(Failure::NotResolved {
+            host: host.to_owned(),
+            why,
+        }),
+    }
+}
+
+async fn within<T>(answer: Pending<'_, Result<T, String>>) -> Result<T, String> {
+    timeout(ANSWER_WAIT, answer)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WAIT:?}")))
+}
