@@ -587,6 +587,63 @@ fn attributes() {
             true,
         ),
         (
+            "not other account",
+            Match {
+                not_service_accounts: account("shop", "x"),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "account and not principal: one of them fails",
+            Match {
+                service_accounts: account("shop", "web"),
+                not_principals: vec![StringMatch::Suffix("/web".into())],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "in the list and not in the other",
+            Match {
+                namespaces: vec![StringMatch::Prefix("sh".into())],
+                not_namespaces: vec![StringMatch::Suffix("x".into())],
+                ..empty()
+            },
+            true,
+            false,
+        ),
+        (
+            "in the list and in the other",
+            Match {
+                namespaces: vec![StringMatch::Prefix("sh".into())],
+                not_namespaces: vec![StringMatch::Suffix("op".into())],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "namespace in another case",
+            Match {
+                namespaces: vec![exact("Shop")],
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not principal, any text",
+            Match {
+                not_principals: vec![StringMatch::Prefix("".into())],
+                ..empty()
+            },
+            false,
+            true,
+        ),
+        (
             "all kinds must hold",
             Match {
                 namespaces: vec![exact("shop")],
@@ -641,7 +698,33 @@ fn peer_authentication() {
         ..Match::default()
     };
     let strict = |rules| Policy::new("root", "strict", PolicyScope::WorkloadSelector, Deny, rules);
+    let strict_port = |port| Match {
+        destination_ports: vec![port],
+        ..absent()
+    };
     let cases = [
+        (
+            "permissive but for this port",
+            strict(vec![
+                vec![vec![strict_port(80)]],
+                vec![vec![strict_port(81)]],
+            ]),
+            false,
+        ),
+        (
+            "permissive but for another port",
+            strict(vec![vec![vec![strict_port(81)]]]),
+            true,
+        ),
+        (
+            "strict but for two ports, one of them this",
+            strict(vec![vec![
+                vec![absent()],
+                vec![exempt(80)],
+                vec![exempt(81)],
+            ]]),
+            true,
+        ),
         ("strict", strict(vec![vec![vec![absent()]]]), false),
         (
             "strict but for this port",
@@ -667,5 +750,152 @@ fn peer_authentication() {
             "ok",
             "{what}, with identity"
         );
+    }
+}
+
+/// policy.md §2: a policy that applies twice over counts once; of several that match, the first by key is named.
+#[test]
+fn each_policy_once_and_the_first_by_key_is_named() {
+    let deny = |name| Policy::new("shop", name, PolicyScope::Namespace, Deny, vec![vec![]]);
+    let (found, notes) = ask(
+        &[deny("b"), deny("a"), dry(deny("c"))],
+        Some(WEB),
+        &local(&["shop/c", "shop/a", "shop/c"]),
+    );
+    assert_eq!(found, "explicitly denied by: shop/a");
+    assert_eq!(
+        notes,
+        [
+            "shop/c: dry-run: deny policy match",
+            "shop/a: deny policy match"
+        ]
+    );
+}
+
+/// policy.md §4: service accounts are compared whatever the trust domain, principals with it.
+#[test]
+fn the_trust_domain_matters_to_principals_only() {
+    let account = Match {
+        service_accounts: vec![ServiceAccountMatch {
+            namespace: "shop".into(),
+            service_account: "web".into(),
+        }],
+        ..Match::default()
+    };
+    let principal = Match {
+        principals: vec![exact("td/ns/shop/sa/web")],
+        ..Match::default()
+    };
+    let other = Some("spiffe://other/ns/shop/sa/web");
+    assert!(allows(account, other));
+    assert!(!allows(principal, other));
+}
+
+/// policy.md §7: behind a waypoint its own identity is what counts.
+#[test]
+fn only_the_waypoint_may_come() {
+    let waypoint = Match {
+        principals: vec![exact("td/ns/shop/sa/waypoint")],
+        ..Match::default()
+    };
+    let only = Policy::new(
+        "shop",
+        "istio_allow_waypoint_x",
+        PolicyScope::WorkloadSelector,
+        Allow,
+        vec![vec![vec![waypoint]]],
+    );
+    let bound = local(&["shop/istio_allow_waypoint_x"]);
+    for (identity, expected) in [
+        (Some("spiffe://td/ns/shop/sa/waypoint"), "ok"),
+        (Some(WEB), NOT_ALLOWED),
+        (None, NOT_ALLOWED),
+    ] {
+        assert_eq!(
+            ask(std::slice::from_ref(&only), identity, &bound).0,
+            expected
+        );
+    }
+}
+
+/// policy.md §1: the port that counts is the one that the connection is really sent to.
+#[test]
+fn the_port_is_that_of_delivery() {
+    let mesh = crate::local::parse(
+        r#"
+workloads:
+- {uid: pod, namespace: shop, workloadIps: [10.0.0.1], services: {shop/cart: {80: 8081}}}
+- {uid: tunnelled, namespace: shop, workloadIps: [10.0.0.2], applicationTunnel: {protocol: PROXY, port: 9000}, services: {shop/cart: {}}}
+services: [{name: cart, namespace: shop, hostname: cart, vips: [/10.1.0.1], ports: {80: 8080}}]
+"#,
+    )
+    .expect("a good file");
+    let only = |port| {
+        let wanted = Match {
+            destination_ports: vec![port],
+            ..Match::default()
+        };
+        Resource::Policy(Arc::new(policy("p", Allow, wanted)))
+    };
+    for (uid, authority, port) in [
+        ("pod", "cart:80", 8081),
+        ("pod", "10.0.0.1:80", 80),
+        ("tunnelled", "cart:80", 9000),
+        ("tunnelled", "10.0.0.2:80", 9000),
+    ] {
+        let allowed = |asked: u16| {
+            let index = Index::build(mesh.iter().cloned().chain([only(asked)]).collect());
+            let local = index.workload(uid).expect("in the mesh");
+            let authority = authority.parse().expect("well formed");
+            let client = "10.0.0.9:40000".parse().expect("an address");
+            let connect = crate::Connect {
+                local,
+                tunnel_local: local.addresses[0],
+                client,
+                identity: None,
+                authority: &authority,
+                forwarded_host: None,
+                socks: false,
+                localhost_app_tunnel: true,
+                keep_source: true,
+            };
+            let admitted = crate::admit(&index, &connect).expect("admitted");
+            let attempt = Attempt {
+                identity: None,
+                source: client,
+                destination: admitted.destination,
+                local,
+            };
+            authorize(&index, &attempt).is_allowed()
+        };
+        for asked in [80, 8080, 8081, 9000] {
+            assert_eq!(allowed(asked), asked == port, "{uid} {authority} {asked}");
+        }
+    }
+}
+
+/// policy.md §4: ranges hold addresses of their own family only.
+#[test]
+fn ipv6_ranges_hold_ipv6_addresses() {
+    let wanted = |range: &str| Match {
+        source_ips: vec![range.parse().expect("a range")],
+        ..Match::default()
+    };
+    for (range, source, expected) in [
+        ("2001:db8::/32", "[2001:db8::9]:1", true),
+        ("2001:db8::/32", "[2001:db9::9]:1", false),
+        ("::/0", "[2001:db8::9]:1", true),
+        ("0.0.0.0/0", "[2001:db8::9]:1", false),
+        ("::/0", "[::ffff:10.0.0.9]:1", false),
+        ("10.0.0.0/8", "[::ffff:10.0.0.9]:1", true),
+    ] {
+        let attempt = Attempt {
+            identity: None,
+            source: source.parse().expect("an address"),
+            destination: "10.0.0.1:80".parse().expect("an address"),
+            local: &local(&[]),
+        };
+        let verdict = authorize(&index(&[policy("a", Allow, wanted(range))]), &attempt);
+        assert_eq!(verdict.is_allowed(), expected, "{range} {source}");
     }
 }
