@@ -5,6 +5,7 @@
 mod batch;
 mod demands;
 mod holdings;
+pub mod laws;
 
 use mesh::Pools;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -127,3 +128,6 @@ impl Subscriber {
         self.unseen.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

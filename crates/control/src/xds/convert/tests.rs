@@ -39,7 +39,7 @@ fn service(from: wire::Service) -> Result<Service, String> {
     }
 }
 
-fn policy(from: &security::Authorization) -> Result<Policy, String> {
+fn policy(from: &Authorization) -> Result<Policy, String> {
     let payload = from.encode_to_vec().into();
     authorization("k/ey".into(), payload, &mut Pools::default()).map_err(|fault| fault.to_string())
 }
@@ -663,13 +663,13 @@ fn policies_are_keyed_by_the_name_of_their_resource() {
         PolicyScope::WorkloadSelector,
     ]) {
         for (action, dry_run) in [(0, false), (1, true)] {
-            let from = security::Authorization {
+            let from = Authorization {
                 name: "p".into(),
                 namespace: "ns".into(),
                 scope,
                 action,
                 dry_run,
-                ..security::Authorization::default()
+                ..Authorization::default()
             };
             let taken = policy(&from).unwrap();
             assert_eq!(
@@ -681,13 +681,13 @@ fn policies_are_keyed_by_the_name_of_their_resource() {
             assert_eq!((taken.dry_run, taken.rules.len()), (dry_run, 0));
         }
     }
-    let scope = security::Authorization {
+    let scope = Authorization {
         scope: 3,
-        ..security::Authorization::default()
+        ..Authorization::default()
     };
-    let action = security::Authorization {
+    let action = Authorization {
         action: -1,
-        ..security::Authorization::default()
+        ..Authorization::default()
     };
     assert_eq!(policy(&scope).unwrap_err(), "scope: unknown value 3");
     assert_eq!(policy(&action).unwrap_err(), "action: unknown value -1");
@@ -702,9 +702,9 @@ fn of_match(one: security::Match) -> mesh::policy::Match {
     let rule = security::Rule {
         clauses: vec![clause],
     };
-    let from = security::Authorization {
+    let from = Authorization {
         rules: vec![rule],
-        ..security::Authorization::default()
+        ..Authorization::default()
     };
     policy(&from).unwrap().rules.remove(0).remove(0).remove(0)
 }
@@ -819,13 +819,13 @@ fn rules_clauses_and_matches_keep_their_shape() {
         matches: matches.iter().map(|port| ports(*port)).collect(),
     };
     let rule = |clauses: Vec<security::Clause>| security::Rule { clauses };
-    let from = security::Authorization {
+    let from = Authorization {
         rules: vec![
             rule(vec![]),
             rule(vec![clause(&[])]),
             rule(vec![clause(&[1, 2]), clause(&[3])]),
         ],
-        ..security::Authorization::default()
+        ..Authorization::default()
     };
     let taken = policy(&from).unwrap();
     let shape: Vec<Vec<Vec<u16>>> = (taken.rules.iter())

@@ -29,6 +29,7 @@ pub struct Batch<'a> {
     type_url: String,
     nonce: String,
     resources: vec::IntoIter<Bytes>,
+    taken: usize,
     removed: Vec<String>,
     upsert: Vec<Resource>,
     released: Vec<(String, Answer)>,
@@ -95,6 +96,7 @@ impl<'a> Batch<'a> {
             nonce,
             upsert: Vec::with_capacity(if of_interest { resources.len() } else { 0 }),
             resources: if of_interest { resources } else { Vec::new() }.into_iter(),
+            taken: 0,
             removed: removed_resources,
             released: Vec::new(),
             rejected: Vec::new(),
@@ -116,9 +118,11 @@ impl<'a> Batch<'a> {
     }
 
     fn take(&mut self, kind: Kind, encoded: Bytes) {
+        self.taken += 1;
         let resource = match discovery::Resource::decode(encoded) {
             Ok(resource) => resource,
-            Err(error) => return self.reject("", &Fault::from(error)),
+            // no name to tell: its place in the response has to do
+            Err(error) => return self.reject(&format!("#{}", self.taken), &Fault::from(error)),
         };
         self.payload_bytes += resource
             .resource
