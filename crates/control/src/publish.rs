@@ -52,30 +52,18 @@ impl Publisher {
     async fn change(&self, delta: impl FnOnce(&Index) -> Delta) -> Applied {
         let _turn = self.turn.lock().await;
         let mut next = self.state.borrow().clone();
-        let Delta { remove, upsert } = delta(&next);
+        let delta = delta(&next);
         let mut applied = Applied::default();
-        let mut remove = remove.into_iter();
-        let mut upsert = upsert.into_iter();
-        loop {
-            let slice = Delta {
-                remove: remove.by_ref().take(SLICE).collect(),
-                upsert: Vec::new(),
-            };
-            if slice.remove.is_empty() {
-                break;
-            }
-            merge(&mut applied, next.apply(slice));
-            tokio::task::yield_now().await;
+        if delta.is_empty() {
+            return applied;
         }
-        loop {
-            let slice = Delta {
-                remove: Vec::new(),
-                upsert: upsert.by_ref().take(SLICE).collect(),
-            };
-            if slice.upsert.is_empty() {
-                break;
-            }
-            merge(&mut applied, next.apply(slice));
+        for slice in slices(delta) {
+            let Applied {
+                policies_set,
+                policies_removed,
+            } = next.apply(slice);
+            applied.policies_set.extend(policies_set);
+            applied.policies_removed.extend(policies_removed);
             tokio::task::yield_now().await;
         }
         drop(self.state.send_replace(next)); // the old state goes here, outside of the lock
@@ -83,7 +71,121 @@ impl Publisher {
     }
 }
 
-fn merge(all: &mut Applied, part: Applied) {
-    all.policies_set.extend(part.policies_set);
-    all.policies_removed.extend(part.policies_removed);
+/// Cuts a change in pieces that, one after the other, are the same: removals first.
+fn slices(delta: Delta) -> impl Iterator<Item = Delta> {
+    let mut remove = delta.remove.into_iter();
+    let mut upsert = delta.upsert.into_iter();
+    std::iter::from_fn(move || {
+        let remove: Vec<_> = remove.by_ref().take(SLICE).collect();
+        let room = SLICE - remove.len();
+        let slice = Delta {
+            remove,
+            upsert: upsert.by_ref().take(room).collect(),
+        };
+        (!slice.is_empty()).then_some(slice)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use mesh::index::Key;
+    use mesh::{Policy, Resource, Workload};
+
+    use super::*;
+
+    const MANY: usize = 3 * SLICE + 1;
+
+    fn workload(uid: usize) -> Resource {
+        let uid = uid.to_string().into();
+        let workload = Workload::new(uid, "", [], Arc::default(), Arc::default());
+        Resource::Workload(workload.into())
+    }
+
+    fn policy(name: usize) -> Resource {
+        let scope = mesh::policy::PolicyScope::Global;
+        let action = mesh::policy::Action::Deny;
+        Resource::Policy(Policy::new("a", &name.to_string(), scope, action, vec![]).into())
+    }
+
+    fn coming(upsert: Vec<Resource>) -> Delta {
+        Delta {
+            remove: Vec::new(),
+            upsert,
+        }
+    }
+
+    fn going(all: &[Resource]) -> Delta {
+        Delta {
+            remove: all.iter().map(Resource::key).collect::<Vec<Key>>(),
+            upsert: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_seen_whole_or_not_at_all() {
+        let publisher = Publisher::new(Index::default());
+        let mut reader = publisher.subscribe();
+        let all: Vec<Resource> = (0..MANY).map(workload).collect();
+        let watch = async {
+            let mut looks = 0;
+            while reader.borrow_and_update().workloads().count() != MANY {
+                assert_eq!(reader.borrow().workloads().count(), 0);
+                looks += 1;
+                tokio::task::yield_now().await;
+            }
+            looks
+        };
+        let (_, looks) = tokio::join!(publisher.apply(coming(all.clone())), watch);
+        assert!(looks >= 3, "others got their turn: {looks}");
+        assert!(!reader.has_changed().unwrap(), "told once");
+        publisher.apply(going(&all)).await;
+        assert!(reader.has_changed().unwrap());
+        assert_eq!(*reader.borrow_and_update(), Index::default());
+        publisher.apply(Delta::default()).await;
+        assert!(!reader.has_changed().unwrap(), "nothing to tell");
+    }
+
+    #[tokio::test]
+    async fn changes_take_turns() {
+        let publisher = Publisher::new(Index::default());
+        let all: Vec<Resource> = (0..MANY).map(policy).collect();
+        let (set, removed) = tokio::join!(
+            publisher.apply(coming(all.clone())),
+            publisher.apply(going(&all)),
+        );
+        assert_eq!(
+            (set.policies_set.len(), removed.policies_removed.len()),
+            (MANY, MANY)
+        );
+        assert_eq!(*publisher.borrow(), Index::default());
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_given_up_changes_nothing() {
+        let publisher = Publisher::new(Index::default());
+        {
+            let delta = coming((0..MANY).map(workload).collect());
+            let mut apply = pin!(publisher.apply(delta));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(apply.as_mut().poll(&mut context).is_pending());
+        }
+        assert_eq!(*publisher.borrow(), Index::default());
+        publisher.apply(coming(vec![workload(1)])).await;
+        assert_eq!(publisher.borrow().workloads().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn replacing_touches_what_differs() {
+        let publisher = Publisher::new(Index::build(vec![policy(1), policy(2)]));
+        let applied = publisher.replace(&[policy(2), policy(3)]).await;
+        assert_eq!(applied.policies_set, ["a/3".into()]);
+        assert_eq!(applied.policies_removed, ["a/1".into()]);
+        let reader = publisher.subscribe();
+        publisher.replace(&[policy(2), policy(3)]).await;
+        assert!(!reader.has_changed().unwrap());
+    }
 }
