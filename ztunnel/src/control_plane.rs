@@ -40,7 +40,7 @@ pub fn certificates(config: &Config, crl: Option<&Crl>) -> anyhow::Result<Certs>
             Arc::new(EmbeddedCa::open(directory, config.secret_ttl).context("EMBEDDED_CA_DIR")?)
         }
         Ca::Istio(server) => {
-            Arc::new(IstioCa::new(server.clone(), config.secret_ttl).context("CA_ADDRESS")?)
+            Arc::new(IstioCa::new((**server).clone(), config.secret_ttl).context("CA_ADDRESS")?)
         }
     };
     let settings = identity::Config {

@@ -61,7 +61,7 @@ pub struct Xds {
 #[derive(Debug, Clone)]
 pub enum Ca {
     /// Istio's authority, over the network
-    Istio(Server),
+    Istio(Box<Server>),
     /// a root in this directory, shared by the daemons of one machine
     Embedded(PathBuf),
 }
@@ -192,7 +192,8 @@ pub(super) fn ca(env: &Env<'_>, common: &Common) -> Result<Ca, Invalid> {
         return Err(Invalid::new("CA_ADDRESS", "", expected));
     }
     let address = address("CA_ADDRESS", wanted)?;
-    Ok(Ca::Istio(server(env, common, address, &CA)?))
+    let server = server(env, common, address, &CA)?;
+    Ok(Ca::Istio(Box::new(server)))
 }
 
 /// Lifetime of certificates, within what the issuer can do.

@@ -46,7 +46,7 @@ fn mesh(c: &Config) -> Value {
 
 fn control_plane(c: &Config) -> Value {
     let xds = c.xds.as_ref().map(|xds| &xds.server);
-    let (ca, embedded) = match &c.ca {
+    let (ca, embedded): (Option<&Server>, _) = match &c.ca {
         Ca::Istio(server) => (Some(server), None),
         Ca::Embedded(directory) => (None, Some(directory)),
     };

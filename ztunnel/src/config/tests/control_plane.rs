@@ -133,7 +133,7 @@ fn addresses() {
                     let config = got.unwrap_or_else(|e| panic!("{text}: {e}"));
                     let server = match (name, config.xds, config.ca) {
                         ("XDS_ADDRESS", Some(xds), _) => xds.server,
-                        (_, _, Ca::Istio(server)) => server,
+                        (_, _, Ca::Istio(server)) => *server,
                         _ => panic!("{text}: no server"),
                     };
                     assert_eq!(server.address, address);
