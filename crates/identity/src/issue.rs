@@ -104,6 +104,9 @@ pub enum IssueError {
     /// The CA's own certificate ends before the new one would begin.
     #[error("the CA's root certificate has expired")]
     RootExpired,
+    /// The certificate was over before it came: the clock here or there is wrong.
+    #[error("the certificate has expired already")]
+    Expired,
     /// The issuer took too long.
     #[error("no answer from the issuer within {0:?}")]
     Deadline(Duration),

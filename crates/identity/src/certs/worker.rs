@@ -122,7 +122,12 @@ async fn fetch(
     let issued = tokio::time::timeout(config.issue_deadline, issuer.issue(&id))
         .await
         .unwrap_or(Err(IssueError::Deadline(config.issue_deadline)))?;
-    Credential::with(&id, issued, &config)
+    let credential = Credential::with(&id, issued, &config)?;
+    // counted as a failure, so that it neither replaces a good one nor is asked for in a loop
+    if credential.validity().not_after <= (config.wall)() {
+        return Err(IssueError::Expired);
+    }
+    Ok(credential)
 }
 
 fn fresh(credential: Credential) -> Fresh<Arc<Credential>> {

@@ -188,3 +188,33 @@ pub(super) fn algorithms() -> &'static [&'static dyn SignatureVerificationAlgori
         .signature_verification_algorithms
         .all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made by OpenSSL: revokes nothing.
+    const LIST: &[u8] = include_bytes!("list/openssl.pem");
+
+    #[test]
+    fn broken_files_are_errors_and_never_panic() {
+        let [ref list] = blocks(LIST).expect("one list")[..] else {
+            panic!("one list")
+        };
+        assert_eq!(Lists::parse(LIST).expect("good").len(), 1);
+        for at in 0..list.len() {
+            let mut der = list.to_vec();
+            for bit in [0x01, 0x80] {
+                der[at] ^= bit;
+                let _ = Lists::parse(&der);
+            }
+            assert!(Lists::parse(&list[..at]).is_err() || at == 0);
+        }
+        for at in 0..LIST.len() {
+            let mut pem = LIST.to_vec();
+            pem[at] = pem[at].wrapping_add(1);
+            let _ = Lists::parse(&pem);
+            let _ = Lists::parse(&LIST[..at]);
+        }
+    }
+}

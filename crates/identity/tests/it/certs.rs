@@ -12,10 +12,10 @@ use tokio::time::{Instant, advance};
 
 use crate::pki::{embedded, id, td};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// The wall clock, moved by the paused clock of the test's runtime.
-fn wall() -> SystemTime {
+pub fn wall() -> SystemTime {
     thread_local! { static START: (Instant, SystemTime) = (Instant::now(), *EPOCH.get_or_init(SystemTime::now)); }
     static EPOCH: OnceLock<SystemTime> = OnceLock::new();
     START.with(|(mono, wall)| *wall + mono.elapsed())
@@ -36,6 +36,7 @@ enum Answer {
     Panic,
     Never,
     WrongName,
+    Expired,
 }
 
 /// The embedded authority, with a script: answers in order, then only good ones.
@@ -108,6 +109,7 @@ impl Issuer for Scripted {
             match answer {
                 Answer::Good => self.ca.issue_at(id, wall()),
                 Answer::WrongName => self.ca.issue_at(&td("somebody-else"), wall()),
+                Answer::Expired => self.ca.issue_at(id, wall() - 72 * HOUR),
                 Answer::Refuse => Err(IssueError::Signing {
                     code: "Unauthenticated".into(),
                     message: "not on this node".into(),
@@ -313,12 +315,47 @@ async fn broken_issuers_are_errors_not_hangs() {
             Answer::WrongName,
             "did not find expected SAN: spiffe://td/ns/ns/sa/a",
         ),
+        (Answer::Expired, "the certificate has expired already"),
     ] {
         let certs = Certs::spawn(Scripted::new([answer]), config());
         assert_eq!(refused(certs.get(&td("a")).await), expected);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(certs.get(&td("a")).await.is_ok(), "the retry heals it");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_answer_does_not_replace_a_good_one() {
+    let issuer =
+        Scripted::new(std::iter::once(Answer::Good).chain((0..1000).map(|_| Answer::Expired)));
+    let certs = Certs::spawn(issuer.clone(), config());
+    let first = serial(&certs.get(&td("a")).await.unwrap());
+    tokio::time::sleep(23 * HOUR).await;
+    assert_eq!(serial(&certs.get(&td("a")).await.unwrap()), first);
+    let asked = issuer.asked();
+    assert!(
+        (100..400).contains(&asked),
+        "it keeps trying, not too often: {asked}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_refuses_at_once_is_not_asked_in_a_loop() {
+    let issuer = Scripted::new((0..100_000).map(|_| Answer::Refuse));
+    let certs = Certs::spawn(issuer.clone(), config());
+    let id = td("a");
+    for _ in 0..1000 {
+        assert!(certs.get(&id).await.is_err());
+        certs.prefetch(&id);
+        settle().await;
+    }
+    assert_eq!(issuer.asked(), 1, "however often it is wanted");
+    tokio::time::sleep(HOUR).await;
+    let asked = issuer.asked();
+    assert!(
+        (28..=40).contains(&asked),
+        "every 150 s in the end: {asked}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,4 +4,5 @@ mod certs;
 mod handshake;
 mod pki;
 mod revocation;
+mod rotation;
 mod shared_root;
