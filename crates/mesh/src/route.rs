@@ -183,7 +183,12 @@ impl Asker<'_> {
             return self.through(waypoint, Some(service), rng);
         }
         if service.is_passthrough() {
-            return Ok(self.pass_through());
+            // "as dialled" also means: a workload there is spoken to as workloads are, not in the clear
+            let there = (self.index).workload_by_ip(&self.source.network, self.target.ip());
+            return match there {
+                Some(workload) => self.to_workload(workload, rng),
+                None => Ok(self.pass_through()),
+            };
         }
         let wish = self.wish(service, self.target.port(), Purpose::Standard);
         let Some((workload, port)) = choose(self.index, wish, rng) else {

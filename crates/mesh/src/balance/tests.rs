@@ -274,7 +274,7 @@ fn who_is_a_candidate_and_its_port() {
         "loadBalancer: {routingPreferences: [], mode: Standard, healthPolicy: AllowAll}";
     use Purpose::{Standard, Waypoint};
     #[rustfmt::skip]
-    let cases: [(&str, &str, &str, &str, &str, Purpose, Option<u16>); 27] = [
+    let cases = [
         // what, the endpoint's ports, more of it, the Service's ports, more of it, purpose, port
         ("endpoint's own", "80: 1", "", "80: 2", "", Standard, Some(1)),
         ("Service's target", "", "", "80: 2", "", Standard, Some(2)),

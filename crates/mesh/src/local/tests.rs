@@ -175,6 +175,51 @@ fn reads_every_key() {
 }
 
 #[test]
+fn what_is_left_out_has_its_default() {
+    let text = "workloads: [{workloadIps: [], namespace: a, services: {}}]";
+    let expected = crate::Workload::default().with(|w| w.namespace = "a".into());
+    assert_eq!(*workloads(text)[0], expected);
+    assert_eq!((&*expected.trust_domain, expected.capacity), ("", 1));
+    let text = "services: [{name: s, namespace: a, hostname: h, vips: [], ports: {}}]";
+    let expected = crate::Service {
+        name: "s".into(),
+        namespace: "a".into(),
+        hostname: "h".into(),
+        ..crate::Service::default()
+    };
+    assert_eq!(
+        parse(text).expect("a good file"),
+        [Resource::Service(expected.into())]
+    );
+}
+
+#[test]
+fn gateways_are_addresses_or_host_names() {
+    let cases = [
+        ("net/10.0.0.9", Some("net/10.0.0.9")),
+        ("/10.0.0.9", Some("/10.0.0.9")),
+        ("'net/::ffff:10.0.0.9'", Some("net/10.0.0.9")),
+        ("shop/gw.example", Some("shop/gw.example")),
+        ("shop/10.0.0.900", Some("shop/10.0.0.900")),
+        ("10.0.0.9", None),
+        ("gw.example", None),
+        ("shop/", None),
+    ];
+    for (gateway, expected) in cases {
+        let text = format!(
+            "workloads: [{{workloadIps: [], namespace: a, services: {{}}, waypoint: {{destination: {gateway}, hboneMtlsPort: 1}}}}]"
+        );
+        let read = parse(&text).ok().map(|_| {
+            let waypoint = workloads(&text)[0].waypoint.clone().expect("given");
+            let is_address = matches!(waypoint.destination, Destination::Address(_));
+            assert_eq!(is_address, !gateway.starts_with("shop"), "{gateway}");
+            waypoint.destination.to_string()
+        });
+        assert_eq!(read.as_deref(), expected, "{gateway}");
+    }
+}
+
+#[test]
 fn nothing_is_a_file_too() {
     for text in [
         "",

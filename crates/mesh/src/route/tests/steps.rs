@@ -44,6 +44,8 @@ const STEPS: &[Case] = &[
 const NOTES: &[Case] = &[
     ("an address of both: the Service, and so its waypoint", "shop/c", "10.1.0.14:81", "hbone 10.0.0.21:15018 for 10.1.0.14:81 as w1+extra wp-svc"),
     ("an address of both: balanced over the Service", "shop/c", "10.1.0.1:81", "hbone 10.0.0.11:15008 for 10.0.0.11:8181 as e1 hbone"),
+    ("a PASSTHROUGH range that holds a pod: the pod, not in the clear", "shop/c", "10.7.0.7:80", "hbone 10.7.0.7:15008 for 10.7.0.7:80 as ranged -"),
+    ("a PASSTHROUGH range that holds a pod: its waypoint", "shop/c", "10.7.0.8:80", "hbone 10.0.0.21:15018 for 10.7.0.8:80 as w1+extra -"),
     ("an invisible Service is absent", "other/c", "10.1.0.19:80", "pass 10.1.0.19:80 -"),
     ("an invisible Service is absent, and its waypoint", "other/c", "10.1.0.33:80", "pass 10.1.0.33:80 -"),
     ("an undefined port fails", "shop/c", "10.1.0.1:82", "refused: no healthy upstream: 10.1.0.1:82"),
