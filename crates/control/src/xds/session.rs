@@ -14,7 +14,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::Shared;
 use super::retry::{self, End, Next, Reason};
@@ -223,6 +223,9 @@ impl Worker {
     fn report(&self, url: &str, resources: usize, outcome: &Outcome) {
         let counts = &self.shared.counts;
         counts.took(outcome.kind, outcome.payload_bytes, outcome.rejected_count);
+        if outcome.kind.is_none() {
+            error!(url, resources, "response of an unknown type");
+        }
         if let Some(error) = &outcome.reply.error_detail {
             let rejected = outcome.rejected_count;
             warn!(
@@ -269,14 +272,20 @@ async fn send(requests: &Requests, request: DeltaDiscoveryRequest) -> Result<(),
 
 /// The status of a call whose requests are not taken any more.
 async fn status_of(responses: &mut Responses) -> Ended {
-    match timeout(STATUS_WAIT_MAX, responses.message()).await {
-        Ok(Err(status)) => Ended::status(&status),
-        Ok(Ok(None)) => Ended::complete(),
-        Ok(Ok(Some(_))) | Err(_) => {
-            let error = "the server takes no requests any more".to_owned();
-            Ended::new(End::Local, error)
+    let last = async {
+        loop {
+            match responses.message().await {
+                // it could not be answered; the next stream brings it again
+                Ok(Some(_)) => {}
+                Ok(None) => return Ended::complete(),
+                Err(status) => return Ended::status(&status),
+            }
         }
-    }
+    };
+    timeout(STATUS_WAIT_MAX, last).await.unwrap_or_else(|_| {
+        let error = "the server takes no requests any more".to_owned();
+        Ended::new(End::Local, error)
+    })
 }
 
 /// Code, message and causes of `status`.
