@@ -19,12 +19,13 @@ pub mod store;
 mod ads;
 mod ca;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use proto::discovery::DeltaDiscoveryResponse;
 use rustls::ServerConfig;
 use tokio::sync::broadcast;
@@ -181,6 +182,8 @@ impl Istiod {
         };
         authority::write(&istiod.root_file(), istiod.front.pem())?;
         authority::write(&istiod.token_file(), TOKEN)?;
+        // daemons watch it before there is a file in it
+        fs::create_dir_all(dir.join("crl")).context("make the directory of lists")?;
         istiod.xds.start()?;
         istiod.ca.start()?;
         Ok(istiod)

@@ -4,16 +4,26 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::{AccessLine, App, Daemon, Layout, Model, Pod, World, place};
+use integration::istiod::{Event, Kind, gate};
+use integration::{AccessLine, App, Daemon, Istiod, Layout, Model, Pod, World, place};
+use proto::discovery::DeltaDiscoveryRequest;
 use serde_json::Value;
 
 /// Most time for something that another process does at once.
 pub const SOON: Duration = Duration::from_secs(10);
+/// Most time for a daemon to come back to the control plane: its longest pause and some.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(25);
 
 /// A world with the binaries built.
 pub fn world(layout: &Layout) -> Result<World> {
     place::build_once()?;
     World::raise(layout)
+}
+
+/// A world under a control plane, with the binaries built.
+pub fn governed(layout: &Layout) -> Result<World> {
+    place::build_once()?;
+    World::raise_under_istiod(layout)
 }
 
 /// A world with a daemon on each node.
@@ -39,6 +49,25 @@ impl Mesh {
         let mesh = Self::plain(layout)?;
         mesh.label("shop", true)?;
         Ok(mesh)
+    }
+
+    /// The same under a control plane.
+    ///
+    /// - `env`: for each daemon, as in [`Daemon::start`]
+    pub fn governed(layout: &Layout, env: &[(&str, &str)]) -> Result<Self> {
+        let world = governed(layout)?;
+        let daemons = world.nodes().iter().map(|node| Daemon::start(node, env));
+        let mesh = Self {
+            daemons: daemons.collect::<Result<_>>()?,
+            world,
+        };
+        mesh.label("shop", true)?;
+        Ok(mesh)
+    }
+
+    /// The control plane.
+    pub fn istiod(&self) -> &Istiod {
+        self.world.istiod()
     }
 
     /// Labels or un-labels a namespace and waits until that is in force.
@@ -139,4 +168,50 @@ pub fn still_held(app: &App) -> Result<()> {
         line == format!("tick {}", now + 3)
     })?;
     Ok(())
+}
+
+/// The first request of a type that a node's daemon sent on a stream opened after `from`, with the stream's number.
+pub fn subscribed(
+    istiod: &Istiod,
+    from: usize,
+    node: &str,
+    kind: Kind,
+) -> Result<(u64, DeltaDiscoveryRequest)> {
+    let what = format!("first request for {} of {node}", kind.url());
+    istiod.record().wait(from, RECONNECT_MAX, &what, |event| {
+        let (stream, request) = event.request_of(kind)?;
+        let from = gate::text(request.node.as_ref()?, "NODE_NAME")?;
+        (from == node).then(|| (stream, request.clone()))
+    })
+}
+
+/// The answer to the response of a type on a stream that `fits` the names of its resources and removals.
+pub fn answered(
+    istiod: &Istiod,
+    from: usize,
+    stream: u64,
+    fits: impl Fn(&[String], &[String]) -> bool,
+) -> Result<DeltaDiscoveryRequest> {
+    let nonce = istiod.record().wait(from, SOON, "response", |event| {
+        let Event::Response {
+            stream: on,
+            nonce,
+            names,
+            removed,
+            ..
+        } = event
+        else {
+            return None;
+        };
+        (*on == stream && fits(names, removed)).then(|| nonce.clone())
+    })?;
+    istiod
+        .record()
+        .wait(from, SOON, "answer to a response", |event| match event {
+            Event::Request {
+                stream: on,
+                request,
+            } if *on == stream && request.response_nonce == nonce => Some(request.clone()),
+            _ => None,
+        })
 }
