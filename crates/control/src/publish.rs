@@ -32,27 +32,10 @@ impl Publisher {
         self.state.subscribe()
     }
 
-    /// The state of now. Let go before the next await: a swap waits for it.
-    pub fn borrow(&self) -> watch::Ref<'_, Index> {
-        self.state.borrow()
-    }
-
     /// Works a change in, after those that came before. Dropping the future before it is done changes nothing.
     pub async fn apply(&self, delta: Delta) -> Applied {
-        self.change(|_| delta).await
-    }
-
-    /// Makes the state hold just `resources`; those that are there and equal are not touched.
-    ///
-    /// Not to be used together with [`apply`](Self::apply) from another source: it would take that one's resources away.
-    pub async fn replace(&self, resources: &[mesh::Resource]) -> Applied {
-        self.change(|index| index.delta_to(resources)).await
-    }
-
-    async fn change(&self, delta: impl FnOnce(&Index) -> Delta) -> Applied {
         let _turn = self.turn.lock().await;
         let mut next = self.state.borrow().clone();
-        let delta = delta(&next);
         let mut applied = Applied::default();
         if delta.is_empty() {
             return applied;
@@ -161,7 +144,7 @@ mod tests {
             (set.policies_set.len(), removed.policies_removed.len()),
             (MANY, MANY)
         );
-        assert_eq!(*publisher.borrow(), Index::default());
+        assert_eq!(*publisher.subscribe().borrow(), Index::default());
     }
 
     #[tokio::test]
@@ -173,19 +156,8 @@ mod tests {
             let mut context = Context::from_waker(Waker::noop());
             assert!(apply.as_mut().poll(&mut context).is_pending());
         }
-        assert_eq!(*publisher.borrow(), Index::default());
+        assert_eq!(*publisher.subscribe().borrow(), Index::default());
         publisher.apply(coming(vec![workload(1)])).await;
-        assert_eq!(publisher.borrow().workloads().count(), 1);
-    }
-
-    #[tokio::test]
-    async fn replacing_touches_what_differs() {
-        let publisher = Publisher::new(Index::build(vec![policy(1), policy(2)]));
-        let applied = publisher.replace(&[policy(2), policy(3)]).await;
-        assert_eq!(applied.policies_set, ["a/3".into()]);
-        assert_eq!(applied.policies_removed, ["a/1".into()]);
-        let reader = publisher.subscribe();
-        publisher.replace(&[policy(2), policy(3)]).await;
-        assert!(!reader.has_changed().unwrap());
+        assert_eq!(publisher.subscribe().borrow().workloads().count(), 1);
     }
 }
