@@ -268,11 +268,7 @@ async fn admit(peer: &Peer, head: hbone::Head) -> Result<Call, Failure> {
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
         keep_source: shared.config.keep_source,
     };
-    lookup::found(shared, || {
-        mesh::lookup_inbound(&shared.index.borrow(), &asked)
-    })
-    .await?;
-    let admitted = mesh::admit(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
+    let admitted = lookup::admit((&**shared).into(), &asked).await?;
     Ok(Call {
         head,
         local,

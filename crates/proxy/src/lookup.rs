@@ -3,38 +3,61 @@
 //! Without an answer there is no decision, so the connection is refused: a destination that is not known because the
 //! control plane is silent may be one that needs protection. What to ask for is decided in `mesh`.
 
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use mesh::{Decision, Flow, Lookup, Name, Plan, Refusal, Workload};
+use mesh::{Admitted, Connect, Decision, Flow, Index, Lookup, Name, Plan, Refusal, Workload};
 use rand::Rng;
+use telemetry::metrics::Registry;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::Shared;
 use crate::failure::Failure;
-use crate::needs::Pending;
+use crate::needs::{Finder, Pending, Resolver};
 
 /// Questions for one connection. One is enough; more are for a state that changes under it.
 const LOOKUPS_MAX: usize = 4;
 /// Longest wait for one answer, whatever the one who is asked thinks.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
+/// Where answers come from.
+pub(crate) struct Sources<'a> {
+    index: &'a watch::Receiver<Index>,
+    resolver: &'a dyn Resolver,
+    finder: Option<&'a dyn Finder>,
+    registry: &'a Registry,
+}
+
+impl<'a> From<&'a Shared> for Sources<'a> {
+    fn from(shared: &'a Shared) -> Self {
+        Self {
+            index: &shared.index,
+            resolver: &*shared.resolver,
+            finder: shared.finder.as_deref(),
+            registry: &shared.registry,
+        }
+    }
+}
+
 /// Decides about an outbound connection, with whatever that takes.
 pub(crate) async fn route(
-    shared: &Shared,
+    of: Sources<'_>,
     flow: &Flow,
-    rng: &std::cell::RefCell<impl Rng>,
+    rng: &RefCell<impl Rng>,
 ) -> Result<Plan, Failure> {
-    found(shared, || {
-        mesh::lookup(&shared.index.borrow(), flow).map(Name::Address)
+    fill(&of, || {
+        mesh::lookup(&of.index.borrow(), flow).map(Name::Address)
     })
     .await?;
-    let mut decision = mesh::route(&shared.index.borrow(), flow, &mut *rng.borrow_mut());
+    let mut decision = mesh::route(&of.index.borrow(), flow, &mut *rng.borrow_mut());
     for _ in 0..LOOKUPS_MAX {
         decision = match decision {
             Decision::Go(plan) => return Ok(plan),
             Decision::Refuse(why) => return Err(Failure::Route(why)),
             Decision::Lacks(Lookup::Resolve(open)) => {
-                let addresses = resolve(shared, &flow.source, open.hostname()).await?;
+                let addresses = resolve(&of, &flow.source, open.hostname()).await?;
                 open.answer(&addresses, &mut *rng.borrow_mut())
             }
         };
@@ -46,9 +69,15 @@ pub(crate) async fn route(
     }
 }
 
+/// Decides about a CONNECT request, with whatever that takes.
+pub(crate) async fn admit(of: Sources<'_>, asked: &Connect<'_>) -> Result<Admitted, Failure> {
+    fill(&of, || mesh::lookup_inbound(&of.index.borrow(), asked)).await?;
+    mesh::admit(&of.index.borrow(), asked).map_err(Failure::Rejected)
+}
+
 /// Fills the gap that `gap` sees in the state, if the state is held on demand. What is known to be nowhere stays a gap.
-pub(crate) async fn found(shared: &Shared, gap: impl Fn() -> Option<Name>) -> Result<(), Failure> {
-    let Some(finder) = &shared.finder else {
+async fn fill(of: &Sources<'_>, gap: impl Fn() -> Option<Name>) -> Result<(), Failure> {
+    let Some(finder) = of.finder else {
         return Ok(());
     };
     let mut asked = None;
@@ -75,13 +104,9 @@ pub(crate) async fn found(shared: &Shared, gap: impl Fn() -> Option<Name>) -> Re
     Ok(())
 }
 
-async fn resolve(
-    shared: &Shared,
-    source: &Workload,
-    host: &str,
-) -> Result<Vec<std::net::IpAddr>, Failure> {
-    shared.registry.count_lookup(source, host);
-    let answer = within(shared.resolver.resolve(host)).await;
+async fn resolve(of: &Sources<'_>, source: &Workload, host: &str) -> Result<Vec<IpAddr>, Failure> {
+    of.registry.count_lookup(source, host);
+    let answer = within(of.resolver.resolve(host)).await;
     match answer {
         Ok(addresses) if addresses.is_empty() => {
             Err(Failure::Route(Refusal::NotResolved(host.into())))
@@ -99,3 +124,6 @@ async fn within<T>(answer: Pending<'_, Result<T, String>>) -> Result<T, String> 
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WAIT:?}")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,7 @@ async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
         target: flow.orig_dst,
         socks: false,
     };
-    let plan = lookup::route(shared, &asked, &flow.shard.rng).await?;
+    let plan = lookup::route((&**shared).into(), &asked, &flow.shard.rng).await?;
     Ok((source, plan))
 }
 
