@@ -8,6 +8,7 @@ mod holdings;
 pub mod laws;
 
 use mesh::Pools;
+use prost::Message as _;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 
 pub use self::batch::{Answer, Batch, Outcome, Rejected};
@@ -16,6 +17,9 @@ use self::holdings::Holdings;
 
 /// The name that stands for all names.
 const WILDCARD: &str = "*";
+
+/// Bytes that a first request may have. istiod takes messages of up to 4 MiB, which is the versions of about 50k workloads.
+const FIRST_BYTES_MAX: usize = 4_000_000;
 
 /// The types of resources that are subscribed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +53,9 @@ pub struct Subscriber {
     demands: Demands,
     /// Types that must be answered without fault once.
     unseen: Vec<Kind>,
+    /// Types whose next response holds all there is: what it does not name is gone.
+    sweeping: Vec<Kind>,
+    first_bytes_max: usize,
     pools: Pools,
 }
 
@@ -67,13 +74,32 @@ impl Subscriber {
             policies: Holdings::default(),
             demands: Demands::default(),
             unseen,
+            sweeping: Vec::new(),
+            first_bytes_max: FIRST_BYTES_MAX,
             pools: Pools::default(),
         }
     }
 
     /// What to say first on a new stream, in this order. Holds the versions of all that is held, so it is made anew each time.
+    ///
+    /// Versions that are too many for one message are left out: the server sends all again then, and what is not in its first
+    /// response is gone.
     pub fn connected(&mut self) -> Vec<DeltaDiscoveryRequest> {
-        Kind::ALL.map(|kind| self.first_request(kind)).into()
+        self.sweeping.clear();
+        Kind::ALL
+            .map(|kind| self.bounded_first_request(kind))
+            .into()
+    }
+
+    fn bounded_first_request(&mut self, kind: Kind) -> DeltaDiscoveryRequest {
+        let mut request = self.first_request(kind);
+        let is_wildcard = request.resource_names_subscribe.is_empty();
+        if is_wildcard && request.encoded_len() > self.first_bytes_max {
+            request.initial_resource_versions.clear();
+            self.holdings_mut(kind).begin_sweep();
+            self.sweeping.push(kind);
+        }
+        request
     }
 
     fn first_request(&self, kind: Kind) -> DeltaDiscoveryRequest {
@@ -100,6 +126,13 @@ impl Subscriber {
         match kind {
             Kind::Address => &self.addresses,
             Kind::Authorization => &self.policies,
+        }
+    }
+
+    fn holdings_mut(&mut self, kind: Kind) -> &mut Holdings {
+        match kind {
+            Kind::Address => &mut self.addresses,
+            Kind::Authorization => &mut self.policies,
         }
     }
 

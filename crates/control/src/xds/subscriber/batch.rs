@@ -30,6 +30,7 @@ pub struct Batch<'a> {
     nonce: String,
     resources: vec::IntoIter<Bytes>,
     taken: usize,
+    unnamed: usize,
     removed: Vec<String>,
     upsert: Vec<Resource>,
     released: Vec<(String, Answer)>,
@@ -97,6 +98,7 @@ impl<'a> Batch<'a> {
             upsert: Vec::with_capacity(if of_interest { resources.len() } else { 0 }),
             resources: if of_interest { resources } else { Vec::new() }.into_iter(),
             taken: 0,
+            unnamed: 0,
             removed: removed_resources,
             released: Vec::new(),
             rejected: Vec::new(),
@@ -122,7 +124,10 @@ impl<'a> Batch<'a> {
         let resource = match discovery::Resource::decode(encoded) {
             Ok(resource) => resource,
             // no name to tell: its place in the response has to do
-            Err(error) => return self.reject(&format!("#{}", self.taken), &Fault::from(error)),
+            Err(error) => {
+                self.unnamed += 1;
+                return self.reject(&format!("#{}", self.taken), &Fault::from(error));
+            }
         };
         self.payload_bytes += resource
             .resource
@@ -131,6 +136,7 @@ impl<'a> Batch<'a> {
         let answer = match self.convert(kind, &resource) {
             Ok(()) => Answer::Held,
             Err(fault) => {
+                self.subscriber.holdings_mut(kind).hear(&resource.name);
                 self.reject(&resource.name, &fault);
                 Answer::Rejected
             }
@@ -202,6 +208,7 @@ impl<'a> Batch<'a> {
     /// Converts what is left, and says what came out of it.
     pub fn finish(mut self) -> Outcome {
         while self.step(usize::MAX) {}
+        self.sweep();
         let remove = self.removals();
         if !remove.is_empty() {
             // removals count as the last of a response, but come first in a delta
@@ -228,6 +235,20 @@ impl<'a> Batch<'a> {
             rejected: self.rejected,
             rejected_count: self.rejected_count,
             payload_bytes: self.payload_bytes,
+        }
+    }
+
+    /// If this response holds all there is, what is held and not in it is gone.
+    fn sweep(&mut self) {
+        let Some(kind) = self.kind else { return };
+        let sweeping = &mut self.subscriber.sweeping;
+        let Some(at) = sweeping.iter().position(|of| *of == kind) else {
+            return;
+        };
+        sweeping.swap_remove(at);
+        if self.unnamed == 0 {
+            self.removed
+                .extend(self.subscriber.holdings(kind).unheard());
         }
     }
 

@@ -17,6 +17,8 @@ pub(super) struct Holdings {
     texts: HashMap<Str, Box<str>>,
     /// Uids of workloads that came under another name.
     stray_uids: HashSet<Str>,
+    /// Counts the sweeps.
+    round: u32,
 }
 
 /// What came under a name.
@@ -35,6 +37,8 @@ pub(super) enum What {
 struct Entry {
     name: Str,
     number: u64,
+    /// In which it was last heard of.
+    round: u32,
     form: Form,
     is_workload: bool,
 }
@@ -96,6 +100,7 @@ impl Holdings {
         let entry = Entry {
             name,
             number,
+            round: self.round,
             form,
             is_workload,
         };
@@ -125,6 +130,25 @@ impl Holdings {
             self.entries.shrink_to_fit(rehash);
         }
         was_stray || old.is_workload
+    }
+
+    /// From now on notes which names are heard of.
+    pub(super) fn begin_sweep(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// The server has something under this name, whatever it is.
+    pub(super) fn hear(&mut self, name: &str) {
+        let hash = self.hash.hash_one(name);
+        if let Some(held) = self.entries.find_mut(hash, |held| *held.name == *name) {
+            held.round = self.round;
+        }
+    }
+
+    /// The names that were not heard of since the sweep began.
+    pub(super) fn unheard(&self) -> Vec<String> {
+        let stale = self.entries.iter().filter(|held| held.round != self.round);
+        stale.map(|held| held.name.to_string()).collect()
     }
 
     /// Every name with its version as it was received.
@@ -194,6 +218,22 @@ mod tests {
         }
         assert!(all.texts.is_empty() && all.versions().is_empty());
         assert!(all.entries.capacity() < 200, "{}", all.entries.capacity());
+    }
+
+    #[test]
+    fn a_sweep_finds_what_was_not_heard_of() {
+        let mut all = Holdings::default();
+        for name in ["a", "b", "c", "d"] {
+            all.hold(name.into(), "1", What::Other);
+        }
+        all.begin_sweep();
+        all.hold("b".into(), "2", What::Other);
+        all.hear("c");
+        all.hear("unknown");
+        all.hold("new".into(), "1", What::Other);
+        let mut unheard = all.unheard();
+        unheard.sort();
+        assert_eq!(unheard, ["a", "d"]);
     }
 
     #[test]

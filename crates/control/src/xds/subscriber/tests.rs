@@ -203,6 +203,59 @@ fn what_was_taken_is_told_on_the_next_stream() {
 }
 
 #[test]
+fn too_many_versions_are_left_out_and_what_does_not_come_again_is_gone() {
+    let address = Kind::Address;
+    let mut subscriber = Subscriber::new(node(), false);
+    subscriber.first_bytes_max = 200;
+    let uids: Vec<String> = (0..10)
+        .map(|n| format!("workload-{n}-of-a-large-mesh"))
+        .collect();
+    let all: Vec<_> = uids.iter().map(|uid| workload(uid, "1")).collect();
+    take(&mut subscriber, address, &all, &[]);
+    take(&mut subscriber, Kind::Authorization, &[policy("a/p")], &[]);
+
+    assert_eq!(versions(&mut subscriber, address), []);
+    let [_, policies] = subscriber.connected().try_into().unwrap();
+    assert_eq!(policies.initial_resource_versions.len(), 1, "few enough");
+    let rest = [all[0].clone(), bad(&uids[1], "2"), workload("new", "1")];
+    let outcome = take(&mut subscriber, address, &rest, &[]);
+    assert_eq!(outcome.delta.upsert.len(), 2);
+    let mut gone = outcome.delta.remove;
+    gone.sort();
+    let expected: Vec<Key> = uids[2..]
+        .iter()
+        .map(|uid| Key::Workload(uid.as_str().into()))
+        .collect();
+    assert_eq!(gone, expected, "the refused one stays");
+
+    let outcome = take(&mut subscriber, address, &[workload("more", "1")], &[]);
+    assert_eq!(
+        outcome.delta.remove,
+        [],
+        "only the first response holds all"
+    );
+    let held = [
+        ("more", "1"),
+        ("new", "1"),
+        (&uids[0], "1"),
+        (&uids[1], "1"),
+    ];
+    assert_eq!(versions(&mut subscriber, address), pairs(&held));
+}
+
+#[test]
+fn a_large_mesh_is_not_swept_for_what_cannot_be_read() {
+    let mut subscriber = Subscriber::new(node(), false);
+    subscriber.first_bytes_max = 0;
+    take(&mut subscriber, Kind::Address, &[workload("w", "1")], &[]);
+    subscriber.connected();
+    let mut garbled = response(Kind::Address, &[], &[]);
+    garbled.resources.push(Bytes::from_static(&[0xff]));
+    let outcome = subscriber.begin(garbled).finish();
+    assert!(outcome.delta.is_empty(), "it may have been the one");
+}
+
+#[test]
 fn a_good_response_is_acked() {
     let mut subscriber = Subscriber::new(node(), false);
     let outcome = take(

@@ -16,6 +16,7 @@ use super::{Draw, converted};
 #[derive(Default)]
 pub(super) struct Server {
     on_demand: bool,
+    first_bytes_max: usize,
     world: BTreeMap<(Kind, String), Item>,
     versions: u64,
     /// Names that the stream of now subscribes to, when on demand.
@@ -32,6 +33,8 @@ pub(super) struct Server {
 struct Client {
     held: BTreeMap<(Kind, String), (String, Resource)>,
     demands: BTreeSet<String>,
+    /// Types of which it said nothing, so that the next response holds all.
+    sweeping: BTreeSet<Kind>,
 }
 
 #[derive(Clone)]
@@ -128,16 +131,17 @@ impl Item {
 }
 
 impl Server {
-    pub(super) fn new(on_demand: bool) -> Self {
+    pub(super) fn new(on_demand: bool, first_bytes_max: usize) -> Self {
         Self {
             on_demand,
+            first_bytes_max,
             ..Self::default()
         }
     }
 
     /// A new stream, which begins with these requests.
     pub(super) fn connect(&mut self, requests: &[DeltaDiscoveryRequest]) {
-        assert_eq!(requests, self.expected_first());
+        assert_eq!(requests, self.bounded_first());
         self.queue.clear();
         self.current = None;
         for (kind, request) in Kind::ALL.into_iter().zip(requests) {
@@ -357,6 +361,13 @@ impl Server {
             }
         }
         let kind = kind_of(&response);
+        if self.client.sweeping.remove(&kind) {
+            let named: Vec<_> = opened(&response)
+                .map(|(_, resource)| resource.name)
+                .collect();
+            let held = &mut self.client.held;
+            held.retain(|(of, name), _| *of != kind || named.contains(name));
+        }
         for name in response.removed_resources {
             self.client.held.remove(&(kind, name.clone()));
             if kind == Kind::Address {
@@ -374,6 +385,20 @@ impl Server {
             .values()
             .map(|(_, resource)| resource.clone())
             .collect()
+    }
+
+    /// The same, cut where it is too long.
+    fn bounded_first(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        self.client.sweeping.clear();
+        let mut first = self.expected_first().to_vec();
+        for (kind, request) in Kind::ALL.into_iter().zip(&mut first) {
+            let by_name = self.on_demand && kind == Kind::Address;
+            if !by_name && request.encoded_len() > self.first_bytes_max {
+                request.initial_resource_versions.clear();
+                self.client.sweeping.insert(kind);
+            }
+        }
+        first
     }
 
     /// What it must say first on a new stream.
