@@ -77,7 +77,10 @@ pub struct Shared {
 impl Shared {
     /// Asks policy about an inbound flow and logs what it said.
     fn decide(&self, subject: &live::Subject, local: &Workload) -> Result<(), Failure> {
-        let verdict = subject.authorize(&self.index.borrow(), local);
+        let verdict = {
+            let index = self.index.borrow();
+            subject.authorize(&index, current(&index, local))
+        };
         for note in &verdict.notes {
             let policy = note.policy();
             let policy = policy.as_deref();
@@ -90,5 +93,32 @@ impl Shared {
             }
         }
         verdict.outcome.map_err(Failure::Denied)
+    }
+}
+
+/// The pod's workload in the state that is asked, so that a list of policies that changed since the flow was accepted counts;
+/// `local` itself where it is no longer there.
+fn current<'a>(index: &'a Index, local: &'a Workload) -> &'a Workload {
+    let found = index.local_workload(&local.namespace, local.name(), &local.service_account);
+    found.map_or(local, |workload| workload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workload_of_the_state_counts() {
+        let index = |listed: &str| {
+            let text = format!(
+                "workloads: [{{uid: u/cart-0, name: cart-0, namespace: shop, serviceAccount: cart, workloadIps: [], services: {{}}, authorizationPolicies: [{listed}]}}]"
+            );
+            Index::build(mesh::local::parse(&text).expect("a good file"))
+        };
+        let (before, after) = (index(""), index("shop/p"));
+        let local = before.workload("u/cart-0").expect("in the text");
+        let listed = |index: &Index| current(index, local).authorization_policies.len();
+        assert_eq!((listed(&before), listed(&after)), (0, 1));
+        assert_eq!(listed(&Index::default()), 0);
     }
 }
