@@ -5,24 +5,30 @@ use std::fmt::Write;
 
 /// Deepest chain that is told.
 const CAUSES_MAX: usize = 12;
+/// How tonic introduces every error of a connection.
+const SAYS_NOTHING: &str = "transport error";
 
 /// `error`, then each cause that says something new.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    causes(&mut text, error);
+    let mut text = String::new();
+    add(&mut text, Some(error));
     text
 }
 
 /// Appends to `text` each cause of `error` that it does not hold yet.
 pub(crate) fn causes(text: &mut String, error: &(dyn Error + 'static)) {
-    let mut next = error.source();
+    add(text, error.source());
+}
+
+fn add(text: &mut String, mut next: Option<&(dyn Error + 'static)>) {
     for _ in 0..CAUSES_MAX {
-        let Some(cause) = next else { return };
-        let told = cause.to_string();
-        if !text.contains(&told) {
-            let _ = write!(text, ": {told}"); // writing to a String cannot fail
+        let Some(error) = next else { return };
+        let told = error.to_string();
+        if told != SAYS_NOTHING && !text.contains(&told) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            let _ = write!(text, "{colon}{told}"); // writing to a String cannot fail
         }
-        next = cause.source();
+        next = error.source();
     }
 }
 
@@ -50,11 +56,11 @@ mod tests {
         let error = link(
             "dial",
             Some(link(
-                "transport",
+                "transport error",
                 Some(link("refused", Some(link("refused", None)))),
             )),
         );
-        assert_eq!(chain(&error), "dial: transport: refused");
+        assert_eq!(chain(&error), "dial: refused");
         assert_eq!(chain(&link("alone", None)), "alone");
     }
 }

@@ -216,3 +216,94 @@ impl Book {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::sleep;
+
+    fn answered(name: &str, answer: Answer) -> [(String, Answer); 1] {
+        [(name.to_owned(), answer)]
+    }
+
+    async fn ask(asks: &Asks, name: &str) -> Result<bool, FindError> {
+        asks.find(name.to_owned()).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_answer_has_its_meaning() {
+        let asks = Asks::default();
+        let cases = [
+            (Answer::Held, Ok(true)),
+            (Answer::Absent, Ok(false)),
+            (Answer::Rejected, Err(FindError::Rejected("n".into()))),
+        ];
+        for (answer, expected) in cases {
+            let server = async {
+                assert_eq!(asks.next().await, "n");
+                asks.release(&answered("n", answer));
+            };
+            let (a, b, ()) = tokio::join!(ask(&asks, "n"), ask(&asks, "n"), server);
+            assert_eq!((&a, &b), (&expected, &expected));
+            sleep(ABSENT_FRESH).await;
+        }
+        assert!(asks.lock().open.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn absence_is_believed_for_a_moment() {
+        let asks = Asks::default();
+        asks.release(&answered("n", Answer::Absent));
+        sleep(ABSENT_FRESH - Duration::from_millis(1)).await;
+        assert_eq!(ask(&asks, "n").await, Ok(false));
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(ask(&asks, "n").await, Err(FindError::Timeout("n".into())));
+        asks.release(&answered("n", Answer::Absent));
+        asks.release(&answered("n", Answer::Held));
+        // held a moment ago, but not any more: this is asked
+        assert_eq!(ask(&asks, "n").await, Err(FindError::Timeout("n".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_in_vain_leaves_nothing_behind() {
+        let asks = Asks::default();
+        let began = Instant::now();
+        let answers = tokio::join!(ask(&asks, "n"), ask(&asks, "n"));
+        let late = Err(FindError::Timeout("n".into()));
+        assert_eq!(answers, (late.clone(), late));
+        assert_eq!(began.elapsed(), WAIT_MAX);
+        let book = asks.lock();
+        assert!(book.open.is_empty() && book.unsent.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_stream_is_asked_again() {
+        let asks = Asks::default();
+        let server = async {
+            assert_eq!(asks.next().await, "n");
+            asks.restart();
+            assert_eq!(asks.next().await, "n");
+            asks.stop();
+        };
+        let (answer, ()) = tokio::join!(ask(&asks, "n"), server);
+        assert_eq!(answer, Err(FindError::Stopped));
+        assert_eq!(ask(&asks, "n").await, Err(FindError::Stopped));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_a_bound() {
+        let asks = Asks::default();
+        let places: Vec<_> = (0..OPEN_MAX)
+            .map(|at| asks.queue(at.to_string()).unwrap())
+            .collect();
+        assert_eq!(ask(&asks, "more").await, Err(FindError::TooMany));
+        drop(places);
+        for at in 0..=ABSENT_MAX {
+            asks.release(&answered(&at.to_string(), Answer::Absent));
+        }
+        assert_eq!(asks.lock().absent.len(), ABSENT_MAX);
+        sleep(ABSENT_FRESH).await;
+        asks.release(&answered("more", Answer::Absent));
+        assert_eq!(asks.lock().absent.len(), 1);
+    }
+}

@@ -115,7 +115,7 @@ pub(super) fn after(end: End, backoff: Duration) -> Next {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
+    use std::sync::Arc;
 
     #[test]
     fn each_end_has_its_pause() {
@@ -197,15 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_connection_is_ordinary_life_whatever_the_code() {
-        let cut = io::Error::from(io::ErrorKind::ConnectionReset);
-        let mut status = Status::internal("h2 protocol error");
-        status.set_source(Arc::new(h2::Error::from(cut)));
-        assert_eq!(End::of(&status), End::Failed { orderly: true });
+    fn a_connection_that_goes_away_in_good_order_is_told_from_a_broken_one() {
         let mut status = Status::internal("h2 protocol error");
         status.set_source(Arc::new(h2::Error::from(h2::Reason::PROTOCOL_ERROR)));
         assert_eq!(End::of(&status), End::Failed { orderly: false });
     }
-
-    use std::sync::Arc;
 }
