@@ -348,7 +348,7 @@ fn facts(peer: &Peer, call: &Call) -> Facts {
             shared
                 .index
                 .borrow()
-                .workload_by_ip(&shared.config.network, peer.address.ip())
+                .workload_by_ip(&call.local.network, peer.address.ip())
                 .cloned()
         })
         .flatten();

@@ -96,7 +96,7 @@ fn facts(flow: &Accepted, local: Arc<Workload>, service: Option<Arc<Service>>) -
     let source = shared
         .index
         .borrow()
-        .workload_by_ip(&shared.config.network, flow.peer.ip())
+        .workload_by_ip(&local.network, flow.peer.ip())
         .cloned();
     Facts {
         direction: Direction::Inbound,
