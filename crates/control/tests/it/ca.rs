@@ -30,7 +30,7 @@ async fn signing() -> (Istiod, String) {
     let (web, workloads) = (Pki::new(), Pki::new());
     let istiod = Istiod::start(web.server(&["localhost"])).await;
     let bundle = workloads.pem();
-    istiod.answer(Answer::Sign(workloads, vec![bundle]));
+    istiod.answer(Answer::Sign(Box::new(workloads), vec![bundle]));
     (istiod, web.pem())
 }
 
@@ -149,7 +149,7 @@ async fn a_call_that_hangs_can_be_given_up() {
         _ = istiod.signing() => {} // the call is there, and given up
     }
     let bundle = workloads.pem();
-    istiod.answer(Answer::Sign(workloads, vec![bundle]));
+    istiod.answer(Answer::Sign(Box::new(workloads), vec![bundle]));
     soon(ca.issue(&who)).await.unwrap();
 }
 
@@ -196,7 +196,7 @@ async fn roots_are_followed_and_kept_when_unusable() {
     let (old, new, workloads) = (Pki::new(), Pki::new(), Pki::new());
     let mut istiod = Istiod::start(old.server(&["localhost"])).await;
     let bundle = workloads.pem();
-    istiod.answer(Answer::Sign(workloads, vec![bundle]));
+    istiod.answer(Answer::Sign(Box::new(workloads), vec![bundle]));
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     for (name, pki) in [("1", &old), ("2", &new)] {

@@ -52,7 +52,7 @@ pub struct Signing {
 /// What the CA does.
 pub enum Answer {
     /// Signs; these are the elements after the leaf.
-    Sign(Pki, Vec<String>),
+    Sign(Box<Pki>, Vec<String>),
     /// Sends these elements.
     Chain(Vec<String>),
     Refuse(Code, &'static str),

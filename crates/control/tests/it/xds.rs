@@ -11,8 +11,10 @@ use prost::Message;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use proto::wellknown::Any;
 use proto::workload::{Address, Workload, address};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tonic::{Code, Status};
 
 use crate::pki::Pki;
@@ -299,6 +301,52 @@ async fn a_connection_that_is_cut_is_opened_anew() {
     world.istiod.cut();
     world.stream().await;
     assert_eq!(world.ended("Reconnect"), 1, "{:?}", world.client.counts());
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_in_good_order_is_dialled_anew() {
+    let pki = Pki::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
+    let (client, _, worker) = spawn(xds::Config {
+        channel: Config::new(address, Roots::Inline(pki.pem())),
+        node: node(),
+        on_demand: false,
+    });
+    let acceptor = TlsAcceptor::from(pki.server(&["localhost"]));
+    soon(async {
+        let tls = acceptor
+            .accept(listener.accept().await.unwrap().0)
+            .await
+            .unwrap();
+        let mut connection = h2::server::handshake(tls).await.unwrap();
+        let (_call, mut answer) = connection.accept().await.unwrap().unwrap();
+        let head = http::Response::builder().header("content-type", "application/grpc");
+        let _body = answer.send_response(head.body(()).unwrap(), false).unwrap();
+        // once the client has seen that the stream is open
+        while !client.counts().connected {
+            let nap = tokio::time::sleep(Duration::from_millis(1));
+            tokio::select! {
+                call = connection.accept() => assert!(call.is_none_or(|call| call.is_err())),
+                () = nap => {}
+            }
+        }
+        connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+        while connection.accept().await.is_some() {}
+        drop(connection);
+        listener.accept().await.unwrap(); // the next attempt
+    })
+    .await;
+    assert_eq!(
+        ended(&client.counts(), "Reconnect"),
+        1,
+        "{:?}",
+        client.counts()
+    );
+    worker.abort();
 }
 
 #[tokio::test]
