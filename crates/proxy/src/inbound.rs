@@ -3,22 +3,19 @@
 //! accept → identify → admit → authorize → connect → answer → copy → report. The peer is who its certificate says; what
 //! it says in headers only labels.
 
-use std::net::SocketAddr;
+mod tunnel;
+
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use identity::{Side, Watch};
-use mesh::{Admitted, Connect, SpiffeId, Workload};
+use mesh::{Admitted, Connect, Workload};
 use telemetry::access::Direction;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tracing::Instrument;
 
-use crate::accept::{Accepted, plain};
+use self::tunnel::Peer;
+pub(crate) use self::tunnel::serve;
+use crate::accept::plain;
 use crate::connect::connect;
 use crate::copy;
 use crate::failure::Failure;
@@ -27,164 +24,8 @@ use crate::live::{OpenFlow, Subject};
 use crate::lookup;
 use crate::needs::Dial;
 use crate::outbound::baggage;
-use crate::pod::{Phase, Pod, reached};
+use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
-use crate::shard::Shard;
-use crate::tunnels::TLS_TIMEOUT;
-
-/// One authenticated tunnel from a peer, shared by its streams.
-struct Peer {
-    shard: Rc<Shard>,
-    pod: Arc<Pod>,
-    address: SocketAddr,
-    /// where the tunnel was accepted: pod address, port 15008
-    local_address: SocketAddr,
-    identity: SpiffeId,
-    /// set once the peer's certificate is revoked; none where that is not watched
-    revoked: Option<watch::Sender<bool>>,
-}
-
-impl Peer {
-    /// Ready once the peer's certificate is revoked.
-    async fn revoked(&self) {
-        let told = self.revoked.as_ref().map(watch::Sender::subscribe);
-        if let Some(mut told) = told
-            && told.wait_for(|revoked| *revoked).await.is_ok()
-        {
-            return;
-        }
-        std::future::pending().await
-    }
-}
-
-/// A tunnel whose peer has proven who it is.
-struct Authenticated {
-    server: hbone::Server<TlsStream<TcpStream>>,
-    identity: SpiffeId,
-    watch: Watch,
-}
-
-/// Serves one accepted TLS connection to its end.
-pub(crate) async fn serve(flow: Accepted) {
-    let mut phase = flow.pod.phase();
-    let Accepted {
-        shard,
-        pod,
-        stream,
-        peer: address,
-        orig_dst: local_address,
-        held,
-    } = flow;
-    let refuse = |why: &Failure| {
-        report::refused(
-            &shard.shared,
-            Direction::Inbound,
-            address,
-            local_address,
-            why,
-        )
-    };
-    let handshake = tokio::select! {
-        biased;
-        () = reached(&mut phase, Phase::Cut) => return,
-        done = authenticate(&shard, &pod, stream) => done,
-    };
-    let Authenticated {
-        server,
-        identity,
-        watch,
-    } = match handshake {
-        Ok(done) => done,
-        Err(why) => return refuse(&why),
-    };
-    let peer = Rc::new(Peer {
-        shard,
-        pod,
-        address,
-        local_address,
-        identity,
-        revoked: watch.is_on().then(|| watch::Sender::new(false)),
-    });
-    streams(&peer, server, watch).await;
-    drop(held);
-}
-
-/// TLS, the peer's identity, HTTP/2.
-async fn authenticate(
-    shard: &Shard,
-    pod: &Pod,
-    stream: TcpStream,
-) -> Result<Authenticated, Failure> {
-    let shared = &shard.shared;
-    let local = local_workload(shared, pod).await?;
-    let credential = shared.certs.get(&local.identity()).await?;
-    let accept = TlsAcceptor::from(credential.server_config()).accept(stream);
-    let tls = match timeout(TLS_TIMEOUT, accept).await {
-        Ok(done) => done.map_err(Failure::Tls)?,
-        Err(_) => {
-            return Err(Failure::Tls(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                "no TLS handshake in time",
-            )));
-        }
-    };
-    let presented = tls.get_ref().1.peer_certificates();
-    let watch = credential.watch(Side::Accepting, presented, SystemTime::now());
-    let identity = presented.and_then(identity::peer_id);
-    let identity = identity.ok_or_else(|| Failure::TlsConfig("peer has no identity".into()))?;
-    let server = hbone::Server::handshake(tls, &shared.config.hbone)
-        .await
-        .map_err(Failure::Handshake)?;
-    Ok(Authenticated {
-        server,
-        identity,
-        watch,
-    })
-}
-
-/// Takes streams until the connection ends; each is served by a task of its own.
-async fn streams(
-    peer: &Rc<Peer>,
-    mut server: hbone::Server<TlsStream<TcpStream>>,
-    mut watch: Watch,
-) {
-    let (mut phase, mut end) = (peer.pod.phase(), peer.pod.phase());
-    let (mut draining, mut revoked) = (false, false);
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = reached(&mut end, Phase::Cut) => return,
-            () = watch.revoked(), if !revoked => {
-                revoked = true;
-                tracing::warn!(peer = %peer.address, pod = %peer.pod.uid, identity = %peer.identity,
-                    "tunnel closed: the peer's certificate is revoked");
-                // the streams first, so that each ends for this reason and not for the broken tunnel
-                if let Some(told) = &peer.revoked {
-                    told.send_replace(true);
-                }
-                server.cut();
-                continue;
-            }
-            () = reached(&mut phase, Phase::Drain), if !draining => {
-                draining = true;
-                server.drain();
-                continue;
-            }
-            next = server.accept() => next,
-        };
-        match next {
-            Some(Ok(request)) => {
-                let span = tracing::info_span!("inbound", id = %trace(peer, &request), peer = %peer.address);
-                tokio::task::spawn_local(stream(Rc::clone(peer), request).instrument(span));
-            }
-            Some(Err(error)) => {
-                tracing::debug!(peer = %peer.address, pod = %peer.pod.uid, %error, "tunnel ended early");
-                return;
-            }
-            None => return,
-        }
-    }
-}
 
 /// The client's trace id, the only correlation between the logs of both ends; a fresh one where it sent none.
 fn trace(peer: &Peer, request: &hbone::Request) -> String {
