@@ -19,4 +19,5 @@ mod policy;
 mod restart;
 mod revocation;
 mod rotation;
+mod settings;
 mod xds;
