@@ -9,6 +9,7 @@ mod finder;
 mod retry;
 mod session;
 pub mod subscriber;
+mod worker;
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 
 pub use self::counts::{Counts, TypeCounts};
 pub use self::finder::{FindError, Finder};
-pub use self::session::Worker;
+pub use self::worker::Worker;
 use crate::Publisher;
 use crate::channel::{self, ConfigError, Server};
 use crate::node::Node;
@@ -61,7 +62,7 @@ impl Client {
             synced: watch::Sender::new(false),
         });
         let server = Server::new(channel)?;
-        let worker = Worker::new(server, &node, on_demand, publisher, Arc::clone(&shared));
+        let worker = Worker::new(server, node, on_demand, publisher, Arc::clone(&shared));
         Ok((Self { shared, on_demand }, worker))
     }
 

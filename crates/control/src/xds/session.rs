@@ -1,27 +1,24 @@
-//! The worker of the subscription: one stream after the other, one response after the other.
+//! One stream of the subscription, from the first request to its end: one response after the other.
 //!
 //! Order within a response: convert, apply, answer, then let go who waited for it. Conversion gives way to other tasks of the thread
 //! again and again; it holds no lock.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::{debug, error, info, warn};
 
-use super::Shared;
-use super::retry::{self, End, Next, Reason};
-use super::subscriber::{Outcome, Subscriber};
-use crate::channel::{ConnectError, Server};
-use crate::node::Node;
-use crate::{Publisher, cause};
+use super::retry::End;
+use super::subscriber::Outcome;
+use super::worker::Worker;
+use crate::cause;
+use crate::channel::ConnectError;
 
 /// Largest response.
 const RESPONSE_BYTES_MAX: usize = 200 * 1024 * 1024;
@@ -34,26 +31,15 @@ const STATUS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Resources that are converted before other tasks of the thread get their turn: well below a millisecond of work.
 const STEP: usize = 128;
 
-/// Keeps the subscription alive. Runs until it is dropped.
-#[derive(Debug)]
-pub struct Worker {
-    server: Server,
-    subscriber: Subscriber,
-    publisher: Publisher,
-    shared: Arc<Shared>,
-    backoff: Duration,
-    streams: u64,
-}
-
 /// How a session ended, and why.
-struct Ended {
-    end: End,
+pub(super) struct Ended {
+    pub end: End,
     /// With all causes; `None` if there is nothing to complain about.
-    error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl Ended {
-    fn new(end: End, error: String) -> Self {
+    pub(super) fn new(end: End, error: String) -> Self {
         Self {
             end,
             error: Some(error),
@@ -77,60 +63,8 @@ type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
 type Responses = Streaming<DeltaDiscoveryResponse>;
 
 impl Worker {
-    pub(super) fn new(
-        server: Server,
-        node: &Node,
-        on_demand: bool,
-        publisher: Publisher,
-        shared: Arc<Shared>,
-    ) -> Self {
-        Self {
-            server,
-            subscriber: Subscriber::new(node.to_proto(), on_demand),
-            publisher,
-            shared,
-            backoff: retry::BACKOFF_MIN,
-            streams: 0,
-        }
-    }
-
-    /// Subscribes, and again whenever the stream ends. What was learnt stays in force in between.
-    pub async fn run(mut self) -> Infallible {
-        loop {
-            self.streams += 1;
-            let span = info_span!("xds", id = self.streams);
-            let pause = self.turn().instrument(span).await;
-            sleep(pause).await;
-        }
-    }
-
-    /// One stream from attempt to end. Returns how long to rest.
-    async fn turn(&mut self) -> Duration {
-        let Ended { end, error } = self.session().await;
-        let Next {
-            pause,
-            backoff,
-            reason,
-        } = retry::after(end, self.backoff);
-        self.backoff = backoff;
-        self.shared.counts.ended(reason, error.as_deref());
-        let address = self.server.address();
-        let error = error.as_deref().unwrap_or("none");
-        match reason {
-            Reason::Complete | Reason::Reconnect => {
-                info!(address, error, retry_in = ?pause, "control plane closed the stream");
-            }
-            Reason::ConnectionError => {
-                warn!(address, error, retry_in = ?pause, "control plane unreachable");
-            }
-            Reason::Error => {
-                warn!(address, error, retry_in = ?pause, "stream to the control plane failed");
-            }
-        }
-        pause
-    }
-
-    async fn session(&mut self) -> Ended {
+    /// Opens a stream and serves it until it ends.
+    pub(super) async fn session(&mut self) -> Ended {
         let (mut responses, requests) = match self.open().await {
             Ok(stream) => stream,
             Err(ended) => return ended,
@@ -248,12 +182,6 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.shared.asks.stop();
-    }
-}
-
 /// Why a request did not go out.
 enum Unsent {
     /// The call has ended.
@@ -296,4 +224,15 @@ fn told(status: &Status) -> String {
     }
     cause::causes(&mut text, status);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_told_with_its_code() {
+        assert_eq!(told(&Status::internal("")), "Internal");
+        assert_eq!(told(&Status::internal("why")), "Internal: why");
+    }
 }
