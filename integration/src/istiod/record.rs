@@ -13,6 +13,8 @@ use super::store::Kind;
 const EVENTS_MAX: usize = 100_000;
 /// Events that the error of a wait shows.
 const SHOWN: usize = 12;
+/// Length of such an event, in characters.
+const LINE_CHARS: usize = 600;
 
 /// How a call looked from the server's side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,6 +106,11 @@ impl Event {
     }
 }
 
+/// An event on one line of bounded length.
+fn line(event: &Event) -> String {
+    format!("{event:?}").chars().take(LINE_CHARS).collect()
+}
+
 /// All events so far.
 #[derive(Debug, Default)]
 pub struct Record {
@@ -162,7 +169,9 @@ impl Record {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let tail = &events[events.len().saturating_sub(SHOWN)..];
-                bail!("control plane: no {what} within {limit:?}; last events: {tail:#?}");
+                let shown: Vec<_> = tail.iter().map(line).collect();
+                let shown = shown.join("\n");
+                bail!("control plane: no {what} within {limit:?}; last events:\n{shown}");
             }
             let woken = self.more.wait_timeout(events, left);
             events = woken.unwrap_or_else(PoisonError::into_inner).0;

@@ -256,6 +256,15 @@ fn tokens_rotate_and_a_wrong_one_is_refused() -> Result<()> {
     istiod.write_token("third-token")?;
     let headers = opened(istiod, from)?;
     assert_eq!(shown(&headers).as_deref(), Some("Bearer third-token"));
+    // the authority is shown what is in the file now, too
+    world.label("shop", true, &[&daemon])?;
+    istiod
+        .record()
+        .wait(from, SOON, "signed certificate", |event| match event {
+            Event::Asked { caller, .. } => Some(caller.header("authorization").to_owned()),
+            _ => None,
+        })
+        .map(|token| assert_eq!(token, "Bearer third-token"))?;
     for token in [TOKEN, "second-token", "third-token"] {
         ensure!(!daemon.log().contains(token), "{token} in the log");
     }

@@ -1,15 +1,20 @@
 //! Revoked certificates: open tunnels end, new ones are refused, and all others go on.
 
 use anyhow::{Context, Result, ensure};
+use integration::istiod::Authority;
 use integration::{Daemon, Layout, Pod, PodPlan, until};
 
 use crate::support::{Mesh, SOON, connect, echo, hold, local, still_held};
 
 /// Two clients on the first node, and certificates of the control plane.
-fn mesh() -> Result<Mesh> {
+fn mesh(intermediates: bool) -> Result<Mesh> {
     let mut layout = Layout::standard();
     layout.pods.push(PodPlan::new("shop", "buyer-0", 0));
     let world = crate::support::governed(&layout)?;
+    world
+        .istiod()
+        .authority()
+        .use_intermediates(intermediates)?;
     let text = world.istiod().crl_file().to_string_lossy().into_owned();
     let daemons = world
         .nodes()
@@ -41,7 +46,7 @@ fn rejections(daemon: &Daemon, reporter: &str) -> Result<f64> {
 
 #[test]
 fn a_revoked_client_is_cut_off_and_the_other_is_not() -> Result<()> {
-    let mesh = mesh()?;
+    let mesh = mesh(false)?;
     let (client, buyer, server) = (
         mesh.pod("client-0"),
         mesh.pod("buyer-0"),
@@ -104,7 +109,7 @@ fn a_revoked_client_is_cut_off_and_the_other_is_not() -> Result<()> {
 
 #[test]
 fn a_revoked_server_is_dropped_by_its_clients() -> Result<()> {
-    let mesh = mesh()?;
+    let mesh = mesh(false)?;
     let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
     let _echo = server.serve(&["echo"])?;
     let held = hold(client, server.at(9000))?;
@@ -131,4 +136,23 @@ fn a_revoked_server_is_dropped_by_its_clients() -> Result<()> {
         Ok((seen["received"] == "hello").then_some(()))
     })
     .with_context(|| daemon.tail())
+}
+
+#[test]
+fn a_revoked_intermediate_takes_all_below_it_along() -> Result<()> {
+    let mesh = mesh(true)?;
+    let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
+    let _echo = server.serve(&["echo"])?;
+    let held = hold(client, server.at(9000))?;
+    let file = mesh.istiod().crl_file();
+    let revoke = |authority: &mut Authority| authority.write_intermediate_revoked(&file);
+    revoke(&mut mesh.istiod().authority())?;
+    held.wait_line(SOON, "the cut", |line| line.starts_with("cut"))?;
+    let seen = connect(client, server.at(9000), &[])?;
+    ensure!(seen["received"] != "hello", "{seen}");
+    until(SOON, "counted", || {
+        let sum =
+            rejections(&mesh.daemons[0], "source")? + rejections(&mesh.daemons[1], "destination")?;
+        Ok((sum >= 2.0).then_some(()))
+    })
 }

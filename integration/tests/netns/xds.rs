@@ -2,12 +2,16 @@
 
 use anyhow::{Context, Result};
 use integration::istiod::{Kind, messages};
+use integration::world::APPLY_MAX;
 use integration::{Layout, Policy};
 use proto::discovery::DeltaDiscoveryResponse;
 use proto::{security, workload};
 use serde_json::Value;
 
-use crate::support::{Mesh, SOON, answered, connect, echo, governed, hold, subscribed};
+use crate::support::{Mesh, SOON, answered, connect, echo, governed, hold, still_held, subscribed};
+
+/// Workloads of a large push; their service has as many endpoints.
+const CROWD: u32 = 20_000;
 
 /// Entries of a list in a dump, by one of their keys.
 fn named<'a>(dump: &'a Value, list: &str, key: &str, name: &str) -> Option<&'a Value> {
@@ -125,6 +129,52 @@ fn a_removed_service_is_gone_and_comes_back_with_its_endpoints() -> Result<()> {
     shown(true)?;
     echo(client, vip, &[])?;
     Ok(())
+}
+
+#[test]
+fn a_large_push_disturbs_no_connection() -> Result<()> {
+    let mesh = Mesh::governed(&Layout::standard(), &[])?;
+    let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
+    let _echo = server.serve(&["echo"])?;
+    let (held, istiod) = (hold(client, server.at(9000))?, mesh.istiod());
+    let (stream, _) = subscribed(istiod, 0, "node1", Kind::Address)?;
+    let model = mesh.world.model().clone();
+    let like = messages::workload(&model, &model.pods[1], true);
+    let crowd = || {
+        (0..CROWD).map(|number| {
+            let [_, b, c, d] = number.to_be_bytes();
+            workload::Workload {
+                uid: format!("far//Pod/crowd/pod-{number}"),
+                name: format!("pod-{number}"),
+                addresses: vec![vec![100, b, c, d].into()],
+                node: "elsewhere".to_owned(),
+                ..like.clone()
+            }
+        })
+    };
+    let count = |wanted: usize| {
+        let what = format!("{wanted} workloads");
+        mesh.daemons[0].wait_dump(APPLY_MAX, &what, |dump| {
+            dump["workloads"].as_array().map_or(0, Vec::len) == wanted
+        })
+    };
+    let own = model.pods.len();
+    let from = istiod.record().len();
+    istiod.change(|content| crowd().for_each(|one| drop(content.workload(one))));
+    let ack = answered(istiod, from, stream, |names, _| {
+        names.len() == CROWD as usize
+    })?;
+    assert_eq!(ack.error_detail, None);
+    count(own + CROWD as usize)?;
+    still_held(&held)?;
+    echo(client, server.at(9000), &[])?;
+    // the service now has them all as endpoints; then none of them again
+    istiod.change(|content| {
+        crowd().for_each(|one| content.remove(Kind::Address, &one.uid));
+    });
+    count(own)?;
+    echo(client, "10.96.0.10:9000".parse()?, &[])?;
+    still_held(&held)
 }
 
 #[test]
