@@ -139,6 +139,13 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
     let ca = control_plane::ca(&env, &common)?;
     let mut warnings = ineffective(&env);
     warnings.extend(control_plane::token_warning(&env));
+    let own = own(&env)?;
+    if own.is_some() {
+        warnings.push(
+            "POD_NAME has no effect yet but in the dump and towards istiod: the daemon's own pod has no HBONE listener"
+                .to_owned(),
+        );
+    }
     Ok(Config {
         enroll_file: env
             .required("ENROLL_FILE", "a path to the enrolment file")?
@@ -150,7 +157,7 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
         ca,
         crl_path: env.optional("CRL_PATH").map(PathBuf::from),
         node: node(&env, &proxy, &mut warnings)?,
-        own: own(&env)?,
+        own,
         capture,
         network: env.text("NETWORK", ""),
         node_name: env.optional("NODE_NAME"),
