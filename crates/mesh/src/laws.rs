@@ -14,6 +14,7 @@ use crate::index::{Delta, EndpointRef, Index, Key, Resource};
 use crate::name::{NamespacedHostname, Str};
 use crate::policy::{Action, Policy};
 use crate::route::{Decision, Flow, Hop, Plan, route};
+use crate::service::{BalanceMode, Scope, Service};
 use crate::spiffe::SpiffeId;
 use crate::workload::Workload;
 use draw::Draw;
@@ -251,7 +252,44 @@ fn check_plan(index: &Index, flow: &Flow, plan: &Plan) {
             "a port that the service has"
         );
         assert!(!service.is_passthrough());
+        check_nearness(index, flow, service, destination);
     }
+}
+
+/// What a Service prefers is kept: all of it in strict mode; in failover mode where some endpoint has all of it.
+fn check_nearness(index: &Index, flow: &Flow, service: &Service, chosen: &Workload) {
+    let Some(balancer) = &service.load_balancer else {
+        return;
+    };
+    let near = |w: &Workload| {
+        let (a, b) = (&flow.source, w);
+        let (here, there) = (&a.place.locality, &b.place.locality);
+        balancer
+            .routing_preferences
+            .iter()
+            .all(|scope| match scope {
+                Scope::Region => here.region == there.region,
+                Scope::Zone => here.zone == there.zone,
+                Scope::Subzone => here.subzone == there.subzone,
+                Scope::Node => a.place.node == b.place.node,
+                Scope::Cluster => a.cluster_id == b.cluster_id,
+                Scope::Network => a.network == b.network,
+            })
+    };
+    let port = flow.target.port();
+    let is_usable = |e: &EndpointRef<'_>| {
+        let own = e.ports.target(port).filter(|port| *port != 0);
+        let target = own.or(service.ports.target(port).filter(|port| *port != 0));
+        !e.workload.addresses.is_empty() && target.is_some()
+    };
+    let must_be_near = match balancer.mode {
+        BalanceMode::Standard | BalanceMode::Passthrough => false,
+        BalanceMode::Strict => true,
+        BalanceMode::Failover => index
+            .endpoints(service)
+            .any(|e| is_usable(&e) && near(e.workload)),
+    };
+    assert!(!must_be_near || near(chosen), "what the Service prefers");
 }
 
 /// A SPIFFE id of parts without `/` parses from what it prints; and what parses prints as it was.

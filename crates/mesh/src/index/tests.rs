@@ -387,3 +387,39 @@ fn a_policy_that_changes_its_scope_moves() {
         assert_eq!(index, Index::build(vec![policy(scope, "a")]), "{scope}");
     }
 }
+
+#[test]
+fn a_copy_shares_what_a_change_does_not_touch() {
+    let member = |uid: String, host: &str| {
+        workload(
+            &uid,
+            &format!("workloadIps: [], services: {{a/{host}: {{}}}}"),
+        )
+    };
+    let mut all: Vec<_> = (0..500).map(|i| member(format!("w{i}"), "big")).collect();
+    all.push(service("a", "hostname: big, vips: [], ports: {}"));
+    let before = Index::build(all);
+    let mut after = before.clone();
+    after.apply(upsert(vec![
+        member("other".into(), "small"),
+        workload(
+            "w7",
+            "workloadIps: [], status: Unhealthy, services: {a/big: {}}",
+        ),
+    ]));
+    let list = |index: &Index| index.services.known("a", "big").expect("known") as *const Known;
+    assert_eq!(
+        list(&before),
+        list(&after),
+        "who is a member did not change"
+    );
+    after.apply(upsert(vec![workload(
+        "w7",
+        "workloadIps: [], services: {}",
+    )]));
+    assert_ne!(list(&before), list(&after));
+    assert_eq!(
+        (uids(&before, "big").len(), uids(&after, "big").len()),
+        (500, 499)
+    );
+}
