@@ -24,8 +24,9 @@ pub fn one_pod(members: usize) -> Duration {
         ..Profile::default()
     });
     let pod = |number: usize| {
-        let uid = format!("cluster1//Pod/big/everyone-{number}");
-        let pod = Workload::new(uid.into(), "", [], Arc::default(), profile.clone());
+        let name = format!("everyone-{number}");
+        let uid = format!("cluster1//Pod/big/{name}");
+        let pod = Workload::new(uid.into(), &name, [], Arc::default(), profile.clone());
         Resource::Workload(Arc::new(pod))
     };
     let mut all: Vec<Resource> = (0..members).map(pod).collect();
