@@ -7,6 +7,8 @@ mod demands;
 mod holdings;
 pub mod laws;
 
+use std::collections::BTreeMap;
+
 use mesh::Pools;
 use prost::Message as _;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -92,26 +94,37 @@ impl Subscriber {
     }
 
     fn bounded_first_request(&mut self, kind: Kind) -> DeltaDiscoveryRequest {
-        let mut request = self.first_request(kind);
-        let is_wildcard = request.resource_names_subscribe.is_empty();
-        if is_wildcard && request.encoded_len() > self.first_bytes_max {
-            request.initial_resource_versions.clear();
-            self.holdings_mut(kind).begin_sweep();
-            self.sweeping.push(kind);
+        let is_wildcard = !(kind == Kind::Address && self.on_demand);
+        // the names alone tell in most cases, without a request of megabytes made in vain
+        if !(is_wildcard && self.holdings(kind).name_bytes() > self.first_bytes_max) {
+            let request = self.first_request(kind);
+            if !is_wildcard || request.encoded_len() <= self.first_bytes_max {
+                return request;
+            }
         }
-        request
+        self.holdings_mut(kind).begin_sweep();
+        self.sweeping.push(kind);
+        self.request_with(kind, BTreeMap::new())
     }
 
     fn first_request(&self, kind: Kind) -> DeltaDiscoveryRequest {
-        let by_name = kind == Kind::Address && self.on_demand;
-        // subscribing and unsubscribing at once is how the protocol says "to nothing yet": no name at all would mean all
-        let names: Vec<String> = by_name.then(|| WILDCARD.to_owned()).into_iter().collect();
         let mut versions = self.holdings(kind).versions();
-        if by_name {
+        if kind == Kind::Address {
             for name in self.demands.iter() {
                 versions.entry(name.to_owned()).or_default();
             }
         }
+        self.request_with(kind, versions)
+    }
+
+    fn request_with(
+        &self,
+        kind: Kind,
+        versions: BTreeMap<String, String>,
+    ) -> DeltaDiscoveryRequest {
+        let by_name = kind == Kind::Address && self.on_demand;
+        // subscribing and unsubscribing at once is how the protocol says "to nothing yet": no name at all would mean all
+        let names: Vec<String> = by_name.then(|| WILDCARD.to_owned()).into_iter().collect();
         DeltaDiscoveryRequest {
             node: Some(self.node.clone()),
             type_url: kind.url().to_owned(),

@@ -604,7 +604,8 @@ fn addresses_of_services_are_single_or_ranges() {
         .parse::<std::net::Ipv6Addr>()
         .unwrap()
         .octets();
-    let cases: [(&[u8], Option<u32>, Result<&str, &str>); 14] = [
+    type Case<'a> = (&'a [u8], Option<u32>, Result<&'a str, &'a str>);
+    let cases: [Case<'_>; 14] = [
         (&[10, 1, 2, 3], None, Ok("10.1.2.3")),
         (&[10, 1, 2, 3], Some(32), Ok("10.1.2.3")),
         (&[10, 1, 2, 3], Some(31), Ok("10.1.2.3/31")),

@@ -151,6 +151,11 @@ impl Holdings {
         stale.map(|held| held.name.to_string()).collect()
     }
 
+    /// Bytes of all names.
+    pub(super) fn name_bytes(&self) -> usize {
+        self.entries.iter().map(|held| held.name.len()).sum()
+    }
+
     /// Every name with its version as it was received.
     pub(super) fn versions(&self) -> BTreeMap<String, String> {
         let all = self.entries.iter().map(|held| {

@@ -428,7 +428,8 @@ fn removed_names_are_uids_first() {
 
 #[test]
 fn synced_when_each_type_was_acked_once() {
-    let cases: [(bool, &[(Kind, bool)], bool); 7] = [
+    type Case<'a> = (bool, &'a [(Kind, bool)], bool);
+    let cases: [Case<'_>; 7] = [
         (false, &[], false),
         (false, &[(Kind::Address, true)], false),
         (false, &[(Kind::Authorization, true)], false),
