@@ -97,18 +97,15 @@ message that names the variable. Files marked as watched take effect without a r
         // writing to a string cannot fail
         let _ = writeln!(text, "\n{}:", group.title);
         for variable in group.variables {
-            let _ = writeln!(
-                text,
-                "  {} [{}]\n      {}",
-                variable.name, variable.default, variable.help
-            );
+            let _ = writeln!(text, "  {} [{}]", variable.name, variable.default);
+            wrapped(&mut text, variable.help);
         }
     }
     let _ = writeln!(text, "\n{FORMS}");
     text.push_str(
         "
-In a cluster of Istio the mesh's state and the certificates come from istiod: XDS_ADDRESS and CA_ADDRESS need not be
-set. On one machine, as root, a file and an embedded CA do:
+In a cluster of Istio the mesh's state and the certificates come from istiod: XDS_ADDRESS and CA_ADDRESS need
+not be set. On one machine, as root, a file and an embedded CA do:
   ENROLL_FILE=pods.yaml LOCAL_XDS_PATH=mesh.yaml EMBEDDED_CA_DIR=/var/lib/ztunnel-ca ztunnel
   curl -s localhost:15000/config_dump         what the daemon knows
   curl -s localhost:15020/metrics             what it counted
@@ -118,6 +115,28 @@ set. On one machine, as root, a file and an embedded CA do:
     text
 }
 
+/// Appends `words` in lines that fit a terminal.
+fn wrapped(text: &mut String, words: &str) {
+    const INDENT: &str = "      ";
+    const COLUMNS: usize = 110;
+    let mut column = COLUMNS;
+    for word in words.split(' ') {
+        let width = word.chars().count() + 1;
+        if column + width > COLUMNS {
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(INDENT);
+            column = INDENT.len();
+        } else {
+            text.push(' ');
+        }
+        text.push_str(word);
+        column += width;
+    }
+    text.push('\n');
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +144,8 @@ mod tests {
     #[test]
     fn help_teaches_every_variable() {
         let text = help();
+        assert!(text.lines().all(|line| line.chars().count() <= 120));
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for variable in ALL.iter().flat_map(|group| group.variables) {
             assert!(
                 text.contains(variable.name) && text.contains(variable.help),

@@ -394,5 +394,6 @@ pub const ALL: &[Group] = &[
 
 /// How values are written.
 pub const FORMS: &str = "\
-A switch is exactly true or false. A duration is 10s, 500ms, 5m, 1h30m, also a sum or product of such (1s+500ms, 2*3s); a
-bare number is seconds. Paths are relative to the working directory unless they begin with a slash.";
+A switch is exactly true or false. A duration is 10s, 500ms, 5m, 1h30m, also a sum or product of such
+(1s+500ms, 2*3s); a bare number is seconds. Paths are relative to the working directory unless they begin
+with a slash.";
