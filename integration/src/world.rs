@@ -17,6 +17,8 @@
 //! DaemonSet pod does, so that an old and a new one can run at the same time. Everything is named after the world's
 //! id, so several worlds live side by side, and all of it goes when the world is dropped or its process dies.
 
+mod control;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
@@ -31,7 +33,7 @@ use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::daemon::Daemon;
-use crate::istiod::{Istiod, Place};
+use crate::istiod::Istiod;
 use crate::model::{self, Model, PodRecord, Service};
 use crate::pod::Pod;
 use crate::wire::Capture;
@@ -43,13 +45,6 @@ pub const APPLY_MAX: Duration = Duration::from_secs(20);
 const FIRST_POD: u8 = 10;
 /// Address part of the first daemon of a node.
 const FIRST_DAEMON: u8 = 200;
-
-/// Address part of the control plane on the wire.
-const CONTROL: u8 = 100;
-/// Port of discovery, in the control plane's own namespace.
-const XDS_PORT: u16 = 15012;
-/// Port of the certificate service there.
-const CA_PORT: u16 = 15013;
 
 /// What a world is made of.
 #[derive(Debug, Clone, Default)]
@@ -328,7 +323,8 @@ impl World {
         world.make_wire(layout.nodes)?;
         world.make_files()?;
         if controlled {
-            world.make_control_plane()?;
+            let dir = world.dir().join("istiod");
+            world.istiod = Some(control::raise(&world.id, &dir, &mut world.nodes)?);
         }
         for plan in &layout.pods {
             world.add_pod(plan)?;
@@ -627,52 +623,6 @@ impl World {
                 .collect();
             netns::ip(Some(&node.netns_name), &routes)?;
         }
-        Ok(())
-    }
-
-    fn make_control_plane(&mut self) -> Result<()> {
-        let (wire, mine) = (format!("{}-wire", self.id), format!("{}-istiod", self.id));
-        netns::make(&mine)?;
-        netns::ip(
-            None,
-            &[format!(
-                "link add istiod netns {wire} type veth peer name wire0 netns {mine}"
-            )],
-        )?;
-        netns::ip(Some(&wire), &["link set istiod master br0 up".to_owned()])?;
-        let (v4, v6) = (
-            Ipv4Addr::new(172, 31, 0, CONTROL),
-            Ipv6Addr::new(0xfd31, 0, 0, 0, 0, 0, 0, CONTROL.into()),
-        );
-        let mut lines = vec![
-            "link set lo up".to_owned(),
-            "link set wire0 up".to_owned(),
-            format!("addr add {v4}/24 dev wire0"),
-            format!("addr add {v6}/64 dev wire0 nodad"),
-        ];
-        for node in &self.nodes {
-            lines.push(format!("route add {}/24 via {}", node.v4(0), node.wire4));
-            lines.push(format!("route add {}/64 via {}", node.v6(0), node.wire6));
-        }
-        netns::ip(Some(&mine), &lines)?;
-        let place = |port| Place {
-            netns: Some(netns::path(&mine)),
-            address: (v4, port).into(),
-        };
-        let (v4, v6) = (v4.to_string(), v6.to_string());
-        let names = [v4.as_str(), v6.as_str(), "istiod.istio-system.svc"];
-        let dir = self.dir().join("istiod");
-        let istiod = Istiod::start(&dir, &names, place(XDS_PORT), place(CA_PORT))?;
-        for node in &mut self.nodes {
-            node.env = istiod.env();
-            for (key, value) in [
-                ("POD_NAME", format!("ztunnel-{}", node.name)),
-                ("POD_NAMESPACE", "istio-system".to_owned()),
-            ] {
-                node.env.push((key.to_owned(), value));
-            }
-        }
-        self.istiod = Some(istiod);
         Ok(())
     }
 
