@@ -13,9 +13,11 @@ const ALWAYS: &str = "hickory_server::server=off";
 /// The filter when none is given.
 const DEFAULT: &str = "info";
 
-/// The crates of this program, and the module paths under which operators know them.
-const ROOMS: [(&str, &str); 9] = [
+/// The crates of this program, and the module paths under which operators know them. A part of a crate stands before it.
+const ROOMS: [(&str, &str); 11] = [
     ("capture", "ztunnel::inpod::capture"),
+    ("control::ca", "ztunnel::identity::ca"),
+    ("control::xds", "ztunnel::xds"),
     ("control", "ztunnel::xds"),
     ("enroll", "ztunnel::inpod"),
     ("hbone", "ztunnel::hbone"),
@@ -28,12 +30,11 @@ const ROOMS: [(&str, &str); 9] = [
 
 /// A target as operators know it: first part (as named in `ROOMS`) and rest.
 pub(super) fn known_as(target: &str) -> (&str, &str) {
-    let end = target.find("::").unwrap_or(target.len());
-    let (room, rest) = target.split_at(end);
-    match ROOMS.iter().find(|(name, _)| *name == room) {
-        Some((_, known)) => (known, rest),
-        None => (target, ""),
-    }
+    let in_room = |(name, known): &(&str, &'static str)| {
+        let rest = target.strip_prefix(name)?;
+        (rest.is_empty() || rest.starts_with("::")).then_some((*known, rest))
+    };
+    ROOMS.iter().find_map(in_room).unwrap_or((target, ""))
 }
 
 /// Why a filter text was refused.
@@ -290,6 +291,21 @@ mod tests {
         }
         let many: String = (0..=ENTRIES_MAX).map(|n| format!("t{n}=info,")).collect();
         assert_eq!(start.with(&many), Err(FilterError::TooMany));
+    }
+
+    #[test]
+    fn targets_as_operators_know_them() {
+        for (target, known) in [
+            ("proxy::inbound", ("ztunnel::proxy", "::inbound")),
+            ("control::xds", ("ztunnel::xds", "")),
+            ("control::xds::session", ("ztunnel::xds", "::session")),
+            ("control::ca", ("ztunnel::identity::ca", "")),
+            ("control::channel", ("ztunnel::xds", "::channel")),
+            ("controls::x", ("controls::x", "")),
+            ("access", ("access", "")),
+        ] {
+            assert_eq!(known_as(target), known, "{target}");
+        }
     }
 
     #[test]

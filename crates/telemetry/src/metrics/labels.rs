@@ -102,8 +102,7 @@ pub struct WorkloadLabels {
 impl From<&mesh::Workload> for WorkloadLabels {
     fn from(workload: &mesh::Workload) -> Self {
         Self {
-            workload: (workload.owner_name.clone())
-                .unwrap_or_else(|| workload.name().into()),
+            workload: (workload.owner_name.clone()).unwrap_or_else(|| workload.name().into()),
             namespace: workload.namespace.clone(),
             canonical_service: workload.canonical_name.clone(),
             canonical_revision: workload.canonical_revision.clone(),
