@@ -43,14 +43,15 @@ struct Entry {
 /// Slots by the hash of a key.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    shards: [Arc<HashTable<Entry>>; SHARDS],
+    /// Boxed, so that an index is a few hundred bytes: readers wait while one takes the place of another.
+    shards: Box<[Arc<HashTable<Entry>>; SHARDS]>,
 }
 
 impl Default for Table {
     fn default() -> Self {
         let empty = Arc::new(HashTable::new());
         Self {
-            shards: std::array::from_fn(|_| empty.clone()),
+            shards: Box::new(std::array::from_fn(|_| empty.clone())),
         }
     }
 }
@@ -163,7 +164,7 @@ mod tests {
         let before = table.clone();
         table.remove(KeyHash::of(5), 5);
         table.remove(KeyHash::of(6), 5);
-        let shared = (table.shards.iter().zip(&before.shards))
+        let shared = (table.shards.iter().zip(&*before.shards))
             .filter(|(a, b)| Arc::ptr_eq(a, b))
             .count();
         assert_eq!(shared, SHARDS - 1);

@@ -423,3 +423,8 @@ fn a_copy_shares_what_a_change_does_not_touch() {
         (500, 499)
     );
 }
+
+#[test]
+fn a_swap_is_short() {
+    assert!(size_of::<Index>() <= 512, "{}", size_of::<Index>());
+}
