@@ -421,7 +421,7 @@ impl Node {
     /// Asks for the certificates of all pods whose identity is known, and of the node's workloads that speak HBONE and are
     /// about to be enrolled; drops those that nobody has any more.
     fn refresh_identities(&mut self) {
-        let index = self.parts.shared.index.borrow();
+        let index = Arc::clone(&self.parts.shared.index.borrow());
         let known = self.members.values().filter_map(|member| {
             let spec = &member.spec;
             index.local_workload(&spec.namespace, &spec.name, &spec.service_account)

@@ -73,7 +73,7 @@ pub fn noise(plane: &Plane, world: &World) -> Waits {
     watcher.stop()
 }
 
-fn decide(state: &watch::Receiver<Index>, targets: &[IpAddr], until: &AtomicBool) -> Waits {
+fn decide(state: &watch::Receiver<Arc<Index>>, targets: &[IpAddr], until: &AtomicBool) -> Waits {
     let mut rng = SmallRng::seed_from_u64(1);
     let mut waits = Waits::default();
     let source = Arc::new(Workload::default().with(|profile| profile.namespace = "client".into()));
@@ -88,7 +88,7 @@ fn decide(state: &watch::Receiver<Index>, targets: &[IpAddr], until: &AtomicBool
         flow.target
             .set_ip(targets[rng.random_range(0..targets.len())]);
         let start = Instant::now();
-        let index = state.borrow();
+        let index = Arc::clone(&state.borrow());
         let waited = start.elapsed();
         std::hint::black_box(route(&index, &flow, &mut rng));
         drop(index);

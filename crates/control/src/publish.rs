@@ -1,9 +1,11 @@
 //! The one writer of the mesh state: takes changes in turn, and shows each as a whole or not at all.
 //!
 //! A change is worked into a private copy, in slices with a yield between them; then the copy takes the place of the state in one
-//! swap. Readers (`watch::Receiver::borrow`) wait for the swap at most, never for the work. Leaves to others: where changes come from.
+//! swap. Readers take a reference (`Arc::clone` of what they borrow) and decide on it without a lock, so nobody waits for the work,
+//! nor for a reader that the kernel has put to sleep. Leaves to others: where changes come from.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::{Applied, Delta, Index};
 use tokio::sync::{Mutex, watch};
@@ -11,10 +13,14 @@ use tokio::sync::{Mutex, watch};
 /// Resources that are worked in before other tasks of the thread get their turn.
 const SLICE: usize = 512;
 
+/// How often an old state is looked after until no reader holds it any more, and the pause in between.
+const RETIRE_TRIES_MAX: u32 = 1000;
+const RETIRE_PAUSE: Duration = Duration::from_millis(1);
+
 /// Handle to the mesh state for those who change it. Clones change the same state.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    state: watch::Sender<Index>,
+    state: watch::Sender<Arc<Index>>,
     turn: Arc<Mutex<()>>,
 }
 
@@ -22,20 +28,20 @@ impl Publisher {
     /// A state that begins as `index`.
     pub fn new(index: Index) -> Self {
         Self {
-            state: watch::Sender::new(index),
+            state: watch::Sender::new(Arc::new(index)),
             turn: Arc::default(),
         }
     }
 
     /// A reader, that sees every state from now on.
-    pub fn subscribe(&self) -> watch::Receiver<Index> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Index>> {
         self.state.subscribe()
     }
 
     /// Works a change in, after those that came before. Dropping the future before it is done changes nothing.
     pub async fn apply(&self, delta: Delta) -> Applied {
         let _turn = self.turn.lock().await;
-        let mut next = self.state.borrow().clone();
+        let mut next = Index::clone(&self.state.borrow());
         let mut applied = Applied::default();
         if delta.is_empty() {
             return applied;
@@ -49,8 +55,21 @@ impl Publisher {
             applied.policies_removed.extend(policies_removed);
             tokio::task::yield_now().await;
         }
-        drop(self.state.send_replace(next)); // the old state goes here, outside of the lock
+        let old = self.state.send_replace(Arc::new(next));
+        if Arc::strong_count(&old) > 1 {
+            tokio::spawn(retire(old));
+        }
         applied
+    }
+}
+
+/// Sees to it that an old state is taken apart here and not by the reader that happens to be the last: a large one takes long.
+async fn retire(old: Arc<Index>) {
+    for _ in 0..RETIRE_TRIES_MAX {
+        if Arc::strong_count(&old) == 1 {
+            return;
+        }
+        tokio::time::sleep(RETIRE_PAUSE).await;
     }
 }
 
@@ -127,7 +146,7 @@ mod tests {
         assert!(!reader.has_changed().unwrap(), "told once");
         publisher.apply(going(&all)).await;
         assert!(reader.has_changed().unwrap());
-        assert_eq!(*reader.borrow_and_update(), Index::default());
+        assert_eq!(**reader.borrow_and_update(), Index::default());
         publisher.apply(Delta::default()).await;
         assert!(!reader.has_changed().unwrap(), "nothing to tell");
     }
@@ -144,7 +163,7 @@ mod tests {
             (set.policies_set.len(), removed.policies_removed.len()),
             (MANY, MANY)
         );
-        assert_eq!(*publisher.subscribe().borrow(), Index::default());
+        assert_eq!(**publisher.subscribe().borrow(), Index::default());
     }
 
     #[tokio::test]
@@ -156,7 +175,7 @@ mod tests {
             let mut context = Context::from_waker(Waker::noop());
             assert!(apply.as_mut().poll(&mut context).is_pending());
         }
-        assert_eq!(*publisher.subscribe().borrow(), Index::default());
+        assert_eq!(**publisher.subscribe().borrow(), Index::default());
         publisher.apply(coming(vec![workload(1)])).await;
         assert_eq!(publisher.subscribe().borrow().workloads().count(), 1);
     }

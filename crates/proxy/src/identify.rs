@@ -21,7 +21,7 @@ pub(crate) async fn local_workload(shared: &Shared, pod: &Pod) -> Result<Arc<Wor
             .local_workload(&pod.namespace, &pod.name, &pod.service_account)
             .cloned()
     };
-    if let Some(workload) = find(&shared.index.borrow()) {
+    if let Some(workload) = find(&shared.state()) {
         return Ok(workload);
     }
     let mut index = shared.index.clone();

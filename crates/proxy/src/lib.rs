@@ -59,7 +59,7 @@ pub struct Shared {
     /// settings
     pub config: Config,
     /// the mesh state; one snapshot is borrowed per decision
-    pub index: watch::Receiver<Index>,
+    pub index: watch::Receiver<Arc<Index>>,
     /// certificates of the local pods
     pub certs: identity::Certs,
     /// access log
@@ -75,10 +75,15 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// The mesh state of now. The lock is only held to take the reference: decisions are made without it.
+    fn state(&self) -> Arc<Index> {
+        Arc::clone(&self.index.borrow())
+    }
+
     /// Asks policy about an inbound flow and logs what it said.
     fn decide(&self, subject: &live::Subject, local: &Workload) -> Result<(), Failure> {
         let verdict = {
-            let index = self.index.borrow();
+            let index = self.state();
             subject.authorize(&index, current(&index, local))
         };
         for note in &verdict.notes {

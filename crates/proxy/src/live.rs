@@ -68,7 +68,7 @@ struct Guarded {
 
 /// The table of one data thread.
 pub(crate) struct Live {
-    index: watch::Receiver<Index>,
+    index: watch::Receiver<Arc<Index>>,
     /// of the policies when the table was made
     version: u64,
     flows: Rc<RefCell<HashMap<u64, Entry>>>,
@@ -88,7 +88,7 @@ impl Drop for Place {
 }
 
 impl Live {
-    pub(crate) fn new(mut index: watch::Receiver<Index>) -> Self {
+    pub(crate) fn new(mut index: watch::Receiver<Arc<Index>>) -> Self {
         let version = index.borrow_and_update().policy_version();
         Self {
             version,
@@ -149,7 +149,9 @@ impl Live {
             let policies_changed = std::mem::replace(&mut version, now) != now;
             let keys: Vec<u64> = self.flows.borrow().keys().copied().collect();
             for slice in keys.chunks(REVIEW_SLICE) {
-                let cut = self.review(&index.borrow(), slice, policies_changed);
+                let state = Arc::clone(&index.borrow());
+                let cut = self.review(&state, slice, policies_changed);
+                drop(state);
                 for flow in cut {
                     tracing::info!(pod = %flow.pod, src = %flow.source, dst = %flow.actual, "connection closed due to policy change");
                 }
@@ -242,12 +244,12 @@ policies: [POLICY]
     async fn a_new_deny_cuts_whom_it_names_and_nobody_else() {
         let first = Index::build(resources(""));
         let (web, other) = (subject(&first, "web"), subject(&first, "other"));
-        let sender = watch::Sender::new(first);
+        let sender = watch::Sender::new(Arc::new(first));
         let live = Live::new(sender.subscribe());
         let (_web, web_denied) = live.guard(open(), web);
         let (_other, mut other_denied) = live.guard(open(), other);
         let delta = sender.borrow().delta_to(&resources(DENY_WEB));
-        sender.send_modify(|index| drop(index.apply(delta)));
+        sender.send_modify(|index| drop(Arc::make_mut(index).apply(delta)));
         tokio::select! {
             () = live.watch() => panic!("the sender is still there"),
             denied = web_denied => denied.expect("cut, not dropped"),
@@ -264,7 +266,8 @@ policies: [POLICY]
     async fn a_change_that_denies_nobody_cuts_nobody() {
         let first = Index::build(resources(DENY_WEB));
         let other = subject(&first, "other");
-        let live = Live::new(watch::Sender::new(Index::build(resources(DENY_WEB))).subscribe());
+        let state = Arc::new(Index::build(resources(DENY_WEB)));
+        let live = Live::new(watch::Sender::new(state).subscribe());
         let (place, mut denied) = live.guard(open(), other);
         let keys: Vec<u64> = live.flows.borrow().keys().copied().collect();
         assert!(live.review(&first, &keys, true).is_empty());

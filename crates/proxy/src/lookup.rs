@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::{Admitted, Connect, Decision, Flow, Index, Lookup, Name, Plan, Refusal, Workload};
@@ -24,7 +25,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Where answers come from.
 pub(crate) struct Sources<'a> {
-    index: &'a watch::Receiver<Index>,
+    index: &'a watch::Receiver<Arc<Index>>,
     resolver: &'a dyn Resolver,
     finder: Option<&'a dyn Finder>,
     registry: &'a Registry,
@@ -41,17 +42,21 @@ impl<'a> From<&'a Shared> for Sources<'a> {
     }
 }
 
+impl Sources<'_> {
+    /// The state of now; the lock is only held to take the reference.
+    fn state(&self) -> Arc<Index> {
+        Arc::clone(&self.index.borrow())
+    }
+}
+
 /// Decides about an outbound connection, with whatever that takes.
 pub(crate) async fn route(
     of: Sources<'_>,
     flow: &Flow,
     rng: &RefCell<impl Rng>,
 ) -> Result<Plan, Failure> {
-    fill(&of, || {
-        mesh::lookup(&of.index.borrow(), flow).map(Name::Address)
-    })
-    .await?;
-    let mut decision = mesh::route(&of.index.borrow(), flow, &mut *rng.borrow_mut());
+    fill(&of, || mesh::lookup(&of.state(), flow).map(Name::Address)).await?;
+    let mut decision = mesh::route(&of.state(), flow, &mut *rng.borrow_mut());
     for _ in 0..LOOKUPS_MAX {
         decision = match decision {
             Decision::Go(plan) => return Ok(plan),
@@ -71,8 +76,8 @@ pub(crate) async fn route(
 
 /// Decides about a CONNECT request, with whatever that takes.
 pub(crate) async fn admit(of: Sources<'_>, asked: &Connect<'_>) -> Result<Admitted, Failure> {
-    fill(&of, || mesh::lookup_inbound(&of.index.borrow(), asked)).await?;
-    mesh::admit(&of.index.borrow(), asked).map_err(Failure::Rejected)
+    fill(&of, || mesh::lookup_inbound(&of.state(), asked)).await?;
+    mesh::admit(&of.state(), asked).map_err(Failure::Rejected)
 }
 
 /// Fills the gap that `gap` sees in the state, if the state is held on demand. What is known to be nowhere stays a gap.

@@ -71,7 +71,7 @@ async fn admit(flow: &Accepted) -> Result<(Arc<Workload>, Admitted), Failure> {
         socks: false,
         keep_source: shared.config.keep_source,
     };
-    let admitted = mesh::admit_plain(&shared.index.borrow(), &asked).map_err(Failure::Rejected)?;
+    let admitted = mesh::admit_plain(&shared.state(), &asked).map_err(Failure::Rejected)?;
     Ok((local, admitted))
 }
 

@@ -1,5 +1,6 @@
 //! The subscription: what is sent on each stream, what a stream's end leads to, and what stays.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::Publisher;
@@ -29,7 +30,7 @@ struct World {
     istiod: Istiod,
     pki: Pki,
     client: Client,
-    index: watch::Receiver<Index>,
+    index: watch::Receiver<Arc<Index>>,
     worker: JoinHandle<std::convert::Infallible>,
 }
 
@@ -43,7 +44,7 @@ fn spawn(
     config: xds::Config,
 ) -> (
     Client,
-    watch::Receiver<Index>,
+    watch::Receiver<Arc<Index>>,
     JoinHandle<std::convert::Infallible>,
 ) {
     let publisher = Publisher::new(Index::default());

@@ -40,8 +40,8 @@ fn state(texts: &[&str]) -> Delta {
 
 /// A control plane, a resolver and the state they fill.
 struct World {
-    index: watch::Sender<Index>,
-    receiver: watch::Receiver<Index>,
+    index: watch::Sender<Arc<Index>>,
+    receiver: watch::Receiver<Arc<Index>>,
     registry: Registry,
     /// what is told about a name, and what that puts into the state
     known: BTreeMap<&'static str, &'static str>,
@@ -55,7 +55,7 @@ impl World {
     fn new(held: &[&str]) -> Self {
         let mut index = Index::default();
         index.apply(state(held));
-        let index = watch::Sender::new(index);
+        let index = watch::Sender::new(Arc::new(index));
         Self {
             receiver: index.subscribe(),
             index,
@@ -122,7 +122,7 @@ impl World {
             Some(&"broken") => Err("the answer was refused".to_owned()),
             Some(text) => {
                 self.index.send_modify(|index| {
-                    index.apply(state(&[text]));
+                    Arc::make_mut(index).apply(state(&[text]));
                 });
                 Ok(true)
             }
