@@ -1,7 +1,7 @@
 //! Keeps the mesh state equal to the file of `LOCAL_XDS_PATH`: read at start, re-applied whenever it changes.
 //!
 //! A file that cannot be understood changes nothing: the last good state stays in force, and the log says what is wrong.
-//! What the file never held is not touched, so that it goes together with a control plane.
+//! It goes together with a control plane, whose word counts where both speak of the same resource.
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ pub async fn follow(path: PathBuf, held: Vec<Resource>, publisher: Publisher, fa
                 let delta = Delta::between(&held, &resources);
                 let (changed, removed) = (delta.upsert.len(), delta.remove.len());
                 if changed + removed > 0 {
-                    publisher.apply(delta).await;
+                    publisher.apply_local(&resources).await;
                     tracing::info!(changed, removed, "mesh state applied");
                 }
                 held = resources;

@@ -11,7 +11,7 @@ use capture::{Capture, own_cgroup};
 use control::Publisher;
 use enroll::Rules;
 use identity::Crl;
-use mesh::{Delta, Index, Resource as MeshResource};
+use mesh::{Index, Resource as MeshResource};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy::{Refusals, Shards, Shared};
 use telemetry::log::{Format, LogHandle};
@@ -62,6 +62,8 @@ pub fn proxy() -> anyhow::Result<()> {
         tracing::error!(error = format!("{error:#}"), "ending");
     }
     log.flush();
+    // a name that is being resolved must not hold up the end
+    runtime.shutdown_background();
     ended
 }
 
@@ -85,7 +87,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let ready = Ready::new([STATE_TASK, PROXY_TASK, READY_TASK]);
     let (quit, stop) = watch::channel(false);
 
-    let (publisher, local) = mesh_state(&config)?;
+    let (publisher, local) = mesh_state(&config).await?;
     let fault = Fault::default();
     let crl = config.crl_path.is_some().then(Crl::new);
     let xds = control_plane::subscribe(&config, &publisher)?;
@@ -190,19 +192,17 @@ async fn synced(xds: Option<&control::xds::Client>, stop: &watch::Receiver<bool>
     }
 }
 
-/// The state to begin with, and what of it the local file or text holds.
-fn mesh_state(config: &Config) -> anyhow::Result<(Publisher, Vec<MeshResource>)> {
+/// The state to begin with, and what the local file or text holds of it.
+async fn mesh_state(config: &Config) -> anyhow::Result<(Publisher, Vec<MeshResource>)> {
     let resources = match &config.local {
         Some(Local::File(path)) => mesh_file::read(path)?,
         Some(Local::Inline(text)) => mesh::local::parse(text).context("LOCAL_XDS")?,
         None => Vec::new(),
     };
-    let mut index = Index::for_node(config.node_name.clone().unwrap_or_default());
-    index.apply(Delta {
-        remove: Vec::new(),
-        upsert: resources.clone(),
-    });
-    Ok((Publisher::new(index), resources))
+    let node = config.node_name.clone().unwrap_or_default();
+    let publisher = Publisher::new(Index::for_node(node));
+    publisher.apply_local(&resources).await;
+    Ok((publisher, resources))
 }
 
 fn shared(

@@ -33,7 +33,8 @@ pub struct IstioCa {
     server: Server,
     /// Asked for; the authority may give less.
     lifetime_s: i64,
-    current: Mutex<Current>,
+    /// `None` until usable roots were read once.
+    current: Mutex<Option<Current>>,
 }
 
 /// The channel in use and what it trusts.
@@ -46,22 +47,25 @@ struct Current {
 }
 
 impl IstioCa {
-    /// Checks the settings and reads the roots; connects when the first certificate is asked for.
+    /// Checks the settings; connects when the first certificate is asked for. Roots that cannot be read yet are told in the log
+    /// and read again for each request: the file may come later.
     ///
     /// - `lifetime`: of the certificates, in whole seconds (`SECRET_TTL`)
     pub fn new(config: Config, lifetime: Duration) -> Result<Self, ConfigError> {
-        let server = Server::new(config)?;
-        let roots = server.roots()?;
-        let trust = server.trust(&roots)?;
-        Ok(Self {
-            server,
+        let ca = Self {
+            server: Server::new(config)?,
             lifetime_s: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),
-            current: Mutex::new(Current {
-                roots,
-                trust,
-                channel: None,
-            }),
-        })
+            current: Mutex::new(None),
+        };
+        if let Err(error) = ca.channel() {
+            let (address, error) = (ca.server.address(), cause::chain(&error));
+            warn!(
+                address,
+                error,
+                "roots of the CA unusable, no certificate can be had until they are there (CA_ROOT_CA)"
+            );
+        }
+        Ok(ca)
     }
 
     async fn ask(&self, id: &SpiffeId) -> Result<Issued, IssueError> {
@@ -75,7 +79,10 @@ impl IstioCa {
             .server
             .request(message)
             .map_err(|e| signing(Code::Unauthenticated, cause::chain(&e)))?;
-        let mut client = Client::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let channel = self
+            .channel()
+            .map_err(|e| signing(Code::Unavailable, cause::chain(&e)))?;
+        let mut client = Client::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let answer = client
             .create_certificate(call)
             .await
@@ -85,32 +92,35 @@ impl IstioCa {
 
     /// The channel, made anew when the roots have changed. Looking at the file before each request sees whatever a watch would have
     /// told: rewritten, replaced, or behind a swapped symlink. The old channel stays while the new roots are unusable.
-    fn channel(&self) -> Channel {
+    fn channel(&self) -> Result<Channel, ConfigError> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.renewed(&current.roots) {
+        match self.renewed(current.as_ref().map(|current| &current.roots)) {
             Ok(None) => {}
             Ok(Some(renewed)) => {
-                info!(
-                    address = self.server.address(),
-                    "roots of the CA changed, connecting anew"
-                );
-                *current = renewed;
+                if current.replace(renewed).is_some() {
+                    info!(
+                        address = self.server.address(),
+                        "roots of the CA changed, connecting anew"
+                    );
+                }
             }
+            Err(error) if current.is_none() => return Err(error),
             Err(error) => warn!(
                 address = self.server.address(),
                 error = cause::chain(&error),
                 "roots of the CA unusable, keeping the old ones"
             ),
         }
-        let Current { trust, channel, .. } = &mut *current;
-        channel
-            .get_or_insert_with(|| self.server.lazy(Arc::clone(trust)))
-            .clone()
+        let Current { trust, channel, .. } = current
+            .as_mut()
+            .expect("one was there, or has just been put in place");
+        let channel = channel.get_or_insert_with(|| self.server.lazy(Arc::clone(trust)));
+        Ok(channel.clone())
     }
 
-    fn renewed(&self, old: &Material) -> Result<Option<Current>, ConfigError> {
+    fn renewed(&self, old: Option<&Material>) -> Result<Option<Current>, ConfigError> {
         let roots = self.server.roots()?;
-        if roots == *old {
+        if old == Some(&roots) {
             return Ok(None);
         }
         let trust = self.server.trust(&roots)?;

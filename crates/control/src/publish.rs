@@ -2,12 +2,16 @@
 //!
 //! A change is worked into a private copy, in slices with a yield between them; then the copy takes the place of the state in one
 //! swap. Readers take a reference (`Arc::clone` of what they borrow) and decide on it without a lock, so nobody waits for the work,
-//! nor for a reader that the kernel has put to sleep. Leaves to others: where changes come from.
+//! nor for a reader that the kernel has put to sleep.
+//!
+//! Changes come from the control plane ([`Publisher::apply`]) and from a local file or text ([`Publisher::apply_local`]). What both
+//! speak of is the control plane's for as long as it holds it; neither takes away what the other gave.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh::{Applied, Delta, Index};
+use mesh::{Applied, Delta, Index, Key, Resource};
 use tokio::sync::{Mutex, watch};
 
 /// Resources that are worked in before other tasks of the thread get their turn.
@@ -21,7 +25,14 @@ const RETIRE_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub struct Publisher {
     state: watch::Sender<Arc<Index>>,
-    turn: Arc<Mutex<()>>,
+    turn: Arc<Mutex<Local>>,
+}
+
+/// What the local source holds, and of that what the control plane speaks of as well.
+#[derive(Clone, Debug, Default)]
+struct Local {
+    held: HashMap<Key, Resource>,
+    overlaid: HashSet<Key>,
 }
 
 impl Publisher {
@@ -38,14 +49,33 @@ impl Publisher {
         self.state.subscribe()
     }
 
-    /// Works a change in, after those that came before. Dropping the future before it is done changes nothing.
+    /// Works a change of the control plane in, after those that came before. Dropping the future before it is done changes nothing.
     pub async fn apply(&self, delta: Delta) -> Applied {
-        let _turn = self.turn.lock().await;
-        let mut next = Index::clone(&self.state.borrow());
+        let mut local = self.turn.lock().await;
+        if local.held.is_empty() {
+            return self.publish(delta).await;
+        }
+        let (delta, next) = local.under(delta);
+        let applied = self.publish(delta).await;
+        *local = next;
+        applied
+    }
+
+    /// Makes `resources` all that the local source holds. Dropping the future before it is done changes nothing.
+    pub async fn apply_local(&self, resources: &[Resource]) -> Applied {
+        let mut local = self.turn.lock().await;
+        let (delta, next) = local.follow(resources, &self.state.borrow());
+        let applied = self.publish(delta).await;
+        *local = next;
+        applied
+    }
+
+    async fn publish(&self, delta: Delta) -> Applied {
         let mut applied = Applied::default();
         if delta.is_empty() {
             return applied;
         }
+        let mut next = Index::clone(&self.state.borrow());
         for slice in slices(delta) {
             let Applied {
                 policies_set,
@@ -60,6 +90,64 @@ impl Publisher {
             tokio::spawn(retire(old));
         }
         applied
+    }
+}
+
+impl Local {
+    /// A change of the control plane as it is to be worked in: what it takes away comes back as the local source has it.
+    fn under(&self, delta: Delta) -> (Delta, Self) {
+        let mut next = self.clone();
+        let mut change = Delta::default();
+        for key in delta.remove {
+            match self.held.get(&key) {
+                None => change.remove.push(key),
+                // what it never held it cannot take away
+                Some(own) if next.overlaid.remove(&key) => change.upsert.push(own.clone()),
+                Some(_) => {}
+            }
+        }
+        for resource in &delta.upsert {
+            let key = resource.key();
+            if self.held.contains_key(&key) {
+                next.overlaid.insert(key);
+            }
+        }
+        change.upsert.extend(delta.upsert);
+        (change, next)
+    }
+
+    /// The change from what is held to `resources`, leaving alone what the control plane speaks of.
+    fn follow(&self, resources: &[Resource], index: &Index) -> (Delta, Self) {
+        let mut next = Self::default();
+        let mut change = Delta::default();
+        for resource in resources {
+            let key = resource.key();
+            let before = self.held.get(&key);
+            let is_theirs = match before {
+                Some(_) => self.overlaid.contains(&key),
+                None => !next.held.contains_key(&key) && holds(index, &key),
+            };
+            if is_theirs || next.overlaid.contains(&key) {
+                next.overlaid.insert(key.clone());
+            } else if before != Some(resource) {
+                change.upsert.push(resource.clone());
+            }
+            next.held.insert(key, resource.clone());
+        }
+        let gone = self
+            .held
+            .keys()
+            .filter(|key| !next.held.contains_key(*key) && !self.overlaid.contains(*key));
+        change.remove = gone.cloned().collect();
+        (change, next)
+    }
+}
+
+fn holds(index: &Index, key: &Key) -> bool {
+    match key {
+        Key::Workload(uid) => index.workload(uid).is_some(),
+        Key::Service(name) => index.service(&name.namespace, &name.hostname).is_some(),
+        Key::Policy(key) => index.policies().any(|policy| policy.key == *key),
     }
 }
 
@@ -94,8 +182,7 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
-    use mesh::index::Key;
-    use mesh::{Policy, Resource, Workload};
+    use mesh::{Policy, Workload};
 
     use super::*;
 
@@ -178,5 +265,73 @@ mod tests {
         assert_eq!(**publisher.subscribe().borrow(), Index::default());
         publisher.apply(coming(vec![workload(1)])).await;
         assert_eq!(publisher.subscribe().borrow().workloads().count(), 1);
+    }
+
+    fn deny(name: &str, dry_run: bool) -> Resource {
+        let scope = mesh::policy::PolicyScope::Global;
+        let action = mesh::policy::Action::Deny;
+        let policy = Policy::new("a", name, scope, action, vec![]);
+        Resource::Policy(Policy { dry_run, ..policy }.into())
+    }
+
+    #[tokio::test]
+    async fn two_sources_do_not_take_each_others_resources_away() {
+        let publisher = Publisher::new(Index::default());
+        let seen = || {
+            let state = publisher.subscribe().borrow().clone();
+            let mut all: Vec<_> = state
+                .policies()
+                .map(|policy| (policy.name.to_string(), policy.dry_run))
+                .collect();
+            all.sort();
+            all
+        };
+        let is = |all: &[(&str, bool)]| -> Vec<(String, bool)> {
+            all.iter()
+                .map(|(name, dry)| ((*name).to_owned(), *dry))
+                .collect()
+        };
+        // dry run: the local source's version
+        let (mine, theirs) = (deny("p", true), deny("p", false));
+        let (only_mine, only_theirs) = (deny("l", true), deny("x", false));
+        publisher
+            .apply_local(&[mine.clone(), only_mine.clone()])
+            .await;
+        publisher
+            .apply(coming(vec![theirs.clone(), only_theirs.clone()]))
+            .await;
+        assert_eq!(
+            seen(),
+            is(&[("l", true), ("p", false), ("x", false)]),
+            "the control plane's counts"
+        );
+        publisher
+            .apply_local(std::slice::from_ref(&only_mine))
+            .await;
+        assert_eq!(
+            seen(),
+            is(&[("l", true), ("p", false), ("x", false)]),
+            "an emptied file takes nothing of it"
+        );
+        publisher
+            .apply_local(&[mine.clone(), only_mine.clone()])
+            .await;
+        assert_eq!(
+            seen(),
+            is(&[("l", true), ("p", false), ("x", false)]),
+            "a file that comes later does not cover it"
+        );
+        publisher
+            .apply(going(&[theirs, only_theirs, only_mine.clone()]))
+            .await;
+        assert_eq!(
+            seen(),
+            is(&[("l", true), ("p", true)]),
+            "what it takes away comes back as the file has it"
+        );
+        publisher.apply_local(&[only_mine]).await;
+        assert_eq!(seen(), is(&[("l", true)]));
+        publisher.apply_local(&[]).await;
+        assert_eq!(seen(), is(&[]));
     }
 }

@@ -231,3 +231,24 @@ async fn roots_are_followed_and_kept_when_unusable() {
     soon(ca.issue(&id())).await.unwrap();
     istiod.hello().await;
 }
+
+#[tokio::test]
+async fn roots_that_come_late_are_taken() {
+    let (istiod, roots) = signing().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("root-cert.pem");
+    let ca = IstioCa::new(config(&istiod, Roots::File(file.clone())), HOUR).unwrap();
+    for broken in [None, Some(""), Some("-----BEGIN CERTIFICATE-----\nA")] {
+        if let Some(text) = broken {
+            std::fs::write(&file, text).unwrap();
+        }
+        let error = soon(ca.issue(&id())).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("signing gRPC error (Unavailable): ")
+                && error.contains("root-cert.pem"),
+            "{error}"
+        );
+    }
+    std::fs::write(&file, roots).unwrap();
+    soon(ca.issue(&id())).await.unwrap();
+}
