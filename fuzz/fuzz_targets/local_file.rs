@@ -1,4 +1,4 @@
-//! Reads arbitrary text as a local configuration file. A good seed: `crates/mesh/src/laws/local.yaml`.
+//! Reads arbitrary text as a local configuration file.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

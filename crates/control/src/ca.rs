@@ -2,6 +2,8 @@
 //!
 //! Leaves to others: keys and signing requests (`identity::csr`), and when to ask and how long to wait (`identity::Certs`).
 
+pub mod laws;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //!
 //! Each panics where its law is broken, and does nothing else. Not for use in the daemon.
 
+mod hostile;
 mod server;
 
 use std::net::SocketAddr;
@@ -26,6 +27,9 @@ pub const ALL: &[fn(&[u8])] = &[
     takes_any_responses,
     takes_any_address,
     takes_any_authorization,
+    takes_hostile_responses,
+    takes_hostile_address,
+    takes_hostile_authorization,
 ];
 
 /// Bytes that a law draws its cases from; zeros when they are used up.
@@ -159,15 +163,33 @@ pub fn takes_any_responses(bytes: &[u8]) {
         let Ok(response) = DeltaDiscoveryResponse::decode(part) else {
             continue;
         };
-        let (nonce, url) = (response.nonce.clone(), response.type_url.clone());
-        let outcome = subscriber.begin(response).finish();
-        check(&nonce, &url, &outcome);
-        index.apply(outcome.delta);
-        assert_eq!(index, Index::build(index.resources()));
+        take(response, &mut subscriber, &mut index);
         for request in subscriber.connected() {
             assert_eq!(request.node, Some(Node::default()));
         }
     }
+}
+
+/// The same for responses that decode, with hostile parts.
+pub fn takes_hostile_responses(bytes: &[u8]) {
+    let mut draw = Draw { bytes };
+    let mut subscriber = Subscriber::new(Node::default(), draw.flag());
+    let mut index = Index::default();
+    while !draw.bytes.is_empty() {
+        if draw.below(4) == 0 {
+            subscriber.connected();
+        }
+        take(hostile::response(&mut draw), &mut subscriber, &mut index);
+        decide(&index);
+    }
+}
+
+fn take(response: DeltaDiscoveryResponse, subscriber: &mut Subscriber, index: &mut Index) {
+    let (nonce, url) = (response.nonce.clone(), response.type_url.clone());
+    let outcome = subscriber.begin(response).finish();
+    check(&nonce, &url, &outcome);
+    index.apply(outcome.delta);
+    assert_eq!(*index, Index::build(index.resources()));
 }
 
 fn response(kind: Kind, name: &str, payload: &[u8]) -> DeltaDiscoveryResponse {
@@ -209,6 +231,11 @@ pub fn takes_any_address(bytes: &[u8]) {
         assert!(view.is_ok_and(|text| !text.is_empty()));
     }
     decide(&index);
+}
+
+/// The same for payloads that decode, with hostile parts.
+pub fn takes_hostile_address(bytes: &[u8]) {
+    takes_any_address(&hostile::address(&mut Draw { bytes }));
 }
 
 /// Every connection between what is there.
@@ -274,6 +301,11 @@ pub fn takes_any_authorization(bytes: &[u8]) {
     }
 }
 
+/// The same for payloads that decode, with hostile parts.
+pub fn takes_hostile_authorization(bytes: &[u8]) {
+    takes_any_authorization(&hostile::authorization(&mut Draw { bytes }));
+}
+
 /// What a good payload is taken for.
 fn converted(kind: Kind, name: &str, payload: &Bytes) -> Option<Resource> {
     let pools = &mut Pools::default();
@@ -287,23 +319,4 @@ fn converted(kind: Kind, name: &str, payload: &Bytes) -> Option<Resource> {
 }
 
 #[cfg(test)]
-mod tests {
-    use rand::Rng;
-
-    use super::*;
-
-    const RUNS: u64 = 500;
-    const BYTES_MAX: usize = 500;
-
-    #[test]
-    fn hold_for_fixed_seeds() {
-        for law in ALL {
-            for seed in 0..RUNS {
-                let mut rng = SmallRng::seed_from_u64(seed);
-                let mut bytes = vec![0; rng.random_range(0..BYTES_MAX)];
-                rng.fill(&mut bytes[..]);
-                law(&bytes);
-            }
-        }
-    }
-}
+mod tests;
