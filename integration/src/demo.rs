@@ -21,6 +21,8 @@ pub struct Options {
     pub json: bool,
     /// Everything is left running, and how to look around is printed.
     pub keep: bool,
+    /// Mesh state and certificates come from a control plane instead of files; it ends with the story.
+    pub istiod: bool,
 }
 
 /// Tells the whole story; true if every step held.
@@ -33,7 +35,12 @@ pub fn tell(options: Options) -> Result<bool> {
         "ztunnel carries the connections of ordinary pods over mutually authenticated, encrypted tunnels. This shows \
          it on one machine: nothing below is simulated, and every line with a tick was verified.",
     );
-    let mut stage = play(&mut teller, &scenes::RAISE, None);
+    let first = if options.istiod {
+        &scenes::RAISE_UNDER_ISTIOD
+    } else {
+        &scenes::RAISE
+    };
+    let mut stage = play(&mut teller, first, None);
     for scene in &SCENES {
         stage = play(&mut teller, scene, stage);
     }

@@ -17,8 +17,11 @@ pub struct Options {
     /// Leave everything running at the end and print how to look around.
     #[arg(long)]
     keep: bool,
+    /// Mesh state and certificates come from a control plane (delta xDS and CA over TLS, as istiod serves them), not from files.
+    #[arg(long, conflicts_with = "keep")]
+    istiod: bool,
     /// Only remove what an earlier demo left running.
-    #[arg(long, conflicts_with_all = ["json", "keep"])]
+    #[arg(long, conflicts_with_all = ["json", "keep", "istiod"])]
     clean: bool,
 }
 
@@ -31,6 +34,7 @@ pub fn run(options: &Options) -> Result<()> {
     for (wanted, flag) in [
         (options.json, "--json"),
         (options.keep, "--keep"),
+        (options.istiod, "--istiod"),
         (options.clean, "--clean"),
     ] {
         if wanted {

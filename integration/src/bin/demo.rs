@@ -1,4 +1,4 @@
-//! `demo [--json] [--keep | --clean]`: tells the story of one connection on this machine; `cargo xtask demo` builds
+//! `demo [--json] [--keep | --istiod | --clean]`: tells the story of one connection on this machine; `cargo xtask demo` builds
 //! and starts it. Exit status 0 only if every step held.
 #![forbid(unsafe_code)]
 
@@ -17,8 +17,11 @@ struct Args {
     /// Leave everything running and print how to look around.
     #[arg(long)]
     keep: bool,
+    /// Mesh state and certificates come from a control plane, not from files.
+    #[arg(long, conflicts_with = "keep")]
+    istiod: bool,
     /// Only take down what an earlier `--keep` left running.
-    #[arg(long, conflicts_with_all = ["json", "keep"])]
+    #[arg(long, conflicts_with_all = ["json", "keep", "istiod"])]
     clean: bool,
 }
 
@@ -40,5 +43,6 @@ fn run(args: &Args) -> Result<bool> {
     demo::tell(demo::Options {
         json: args.json,
         keep: args.keep,
+        istiod: args.istiod,
     })
 }

@@ -43,27 +43,39 @@ pub const RAISE: Scene = Scene {
     prose: "Nodes and pods are network namespaces with their cgroups, as Kubernetes makes them. Each node has one \
             ztunnel daemon, outside of the pods. In the pods run plain applications: no sidecar, no proxy variable, \
             no certificate.",
-    play: |_, teller| {
-        let stage = Stage::raise()?;
-        for (pod, what) in [
-            (&stage.web, "curl"),
-            (&stage.cart, "HTTP server, TCP echo"),
-            (&stage.ledger, "HTTP server"),
-        ] {
-            teller.show(&format!(
-                "node{}  {}/{}  {}  {what}",
-                pod.node + 1,
-                pod.namespace,
-                pod.name,
-                pod.v4
-            ));
-        }
-        Ok((
-            Some(stage),
-            "both daemons ready, no pod enrolled".to_owned(),
-        ))
-    },
+    play: |_, teller| raise(false, teller),
 };
+
+/// The same under a control plane.
+pub const RAISE_UNDER_ISTIOD: Scene = Scene {
+    prose: "Nodes and pods are network namespaces with their cgroups, as Kubernetes makes them. Each node has one \
+            ztunnel daemon, outside of the pods. Workloads, services, policies and certificates come from a control \
+            plane that speaks istiod's protocols over TLS: delta xDS, and a CA that signs one request per identity. \
+            In the pods run plain applications.",
+    play: |_, teller| raise(true, teller),
+    ..RAISE
+};
+
+fn raise(istiod: bool, teller: &Teller) -> Played {
+    let stage = Stage::raise(istiod)?;
+    for (pod, what) in [
+        (&stage.web, "curl"),
+        (&stage.cart, "HTTP server, TCP echo"),
+        (&stage.ledger, "HTTP server"),
+    ] {
+        teller.show(&format!(
+            "node{}  {}/{}  {}  {what}",
+            pod.node + 1,
+            pod.namespace,
+            pod.name,
+            pod.v4
+        ));
+    }
+    Ok((
+        Some(stage),
+        "both daemons ready, no pod enrolled".to_owned(),
+    ))
+}
 
 /// The scenes between the first and the last.
 pub const SCENES: [Scene; 9] = [

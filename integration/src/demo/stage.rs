@@ -61,8 +61,10 @@ pub struct Stage {
 impl Stage {
     /// Raises the world, its daemons and applications.
     ///
+    /// - `istiod`: under a control plane, instead of files
+    ///
     /// Errors: whatever the machine refuses; a daemon that does not get ready, with the end of its log.
-    pub fn raise() -> Result<Self> {
+    pub fn raise(istiod: bool) -> Result<Self> {
         let cart = Service {
             name: "cart".to_owned(),
             namespace: SHOP.to_owned(),
@@ -78,11 +80,16 @@ impl Stage {
         let pods = pods
             .map(|(namespace, name, node)| PodPlan::new(namespace, name, node))
             .to_vec();
-        let world = World::raise(&Layout {
+        let layout = Layout {
             nodes: 2,
             pods,
             services: vec![cart],
-        })?;
+        };
+        let world = if istiod {
+            World::raise_under_istiod(&layout)?
+        } else {
+            World::raise(&layout)?
+        };
         for node in world.nodes() {
             // a bridge without an address of its own takes a port's, and another when a daemon's port goes
             netns::ip(
