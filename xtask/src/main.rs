@@ -1,4 +1,4 @@
-//! The workshop's tools: `cargo xtask setup | demo | test | bench | tidy`.
+//! The workshop's tools: `cargo xtask setup | demo | test | fuzz | bench | tidy`.
 //!
 //! This file reads the command line. Each command is a module; none of them knows how the daemon works:
 //! the demo's story lives in `integration`, the measurements in `benches`.
@@ -6,6 +6,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod place;
 mod setup;
 mod suite;
@@ -30,6 +31,8 @@ enum Task {
     Demo(demo::Options),
     /// Formatting, lints, unit, wire, netns and kernel tests. Needs root.
     Test(suite::Options),
+    /// Search inputs that break a law: each fuzz target for a while. Needs a nightly compiler and c++.
+    Fuzz(fuzz::Options),
     /// Speed through two daemons beside plain TCP. Needs root.
     Bench(bench::Options),
     /// Hold the documents and the house rules to the code.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(setup::Scope::All),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Tidy => tidy::run(),
     };

@@ -5,6 +5,7 @@
 use crate::place::{cargo, need_root, target};
 use crate::{demo, setup, tidy};
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ struct Tally {
     ignored: u32,
     /// Why the stage failed although no test did: a compiler's refusal, a lint, a broken rule.
     broken: Vec<String>,
+    /// Those words of the command line that selected a test.
+    named: BTreeSet<String>,
 }
 
 /// Runs the chosen stages; fails when one of them does.
@@ -74,7 +77,26 @@ pub fn run(options: &Options) -> Result<()> {
         perform(stage, &names, &mut tally)?;
         rows.push((stage, tally, started.elapsed()));
     }
-    summary(&rows)
+    summary(&rows)?;
+    all_named(&names, rows.iter().map(|(_, tally, _)| tally))
+}
+
+/// Fails when a word of the command line selected no test: it is a typing error, and a run without tests proves nothing.
+fn all_named<'a>(names: &[String], tallies: impl Iterator<Item = &'a Tally>) -> Result<()> {
+    let found: BTreeSet<&String> = tallies.flat_map(|tally| &tally.named).collect();
+    let unknown: Vec<&str> = names
+        .iter()
+        .filter(|name| !found.contains(name))
+        .map(String::as_str)
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "no test of these stages has a name with {}; stages are {}",
+        unknown.join(" or "),
+        STAGES.map(|(_, name)| name).join(", ")
+    )
 }
 
 /// Splits the command line's words into stages and names of tests.
@@ -151,6 +173,8 @@ fn lint(tally: &mut Tally) -> Result<()> {
         "--locked",
         "--workspace",
         "--all-targets",
+        "--features",
+        "fuzz/targets",
         "--",
         "-D",
         "warnings",
@@ -195,6 +219,7 @@ fn tests(args: &[&str], names: &[String], tally: &mut Tally) -> Result<()> {
         let line = line?;
         writeln!(out, "{line}")?;
         count(&line, tally);
+        recognise(&line, names, tally);
     }
     let status = child.wait()?;
     if !status.success() && tally.failed == before {
@@ -225,6 +250,16 @@ fn count(line: &str, tally: &mut Tally) {
             _ => {}
         }
     }
+}
+
+/// Notes which of `names` a line such as `test mesh::authorize ... ok` is about.
+fn recognise(line: &str, names: &[String], tally: &mut Tally) {
+    let Some(rest) = line.strip_prefix("test ") else {
+        return;
+    };
+    let test = rest.split(" ... ").next().unwrap_or(rest);
+    let fits = |name: &&String| test.contains(name.as_str());
+    tally.named.extend(names.iter().filter(fits).cloned());
 }
 
 fn story(tally: &mut Tally) -> Result<()> {
@@ -323,8 +358,26 @@ mod tests {
                 passed: 14,
                 failed: 4,
                 ignored: 1,
-                broken: vec![]
+                ..Tally::default()
             }
         );
+    }
+
+    #[test]
+    fn words_that_select_nothing_are_told() {
+        let names = words("denies acess");
+        let (mut unit, mut netns) = (Tally::default(), Tally::default());
+        for line in [
+            "test mesh::denies_all ... ok",
+            "acess was denied",
+            "test result: ok. 0 passed; 0 failed",
+        ] {
+            recognise(line, &names, &mut netns);
+        }
+        let error = all_named(&names, [&unit, &netns].into_iter()).unwrap_err();
+        assert!(error.to_string().contains("a name with acess;"), "{error}");
+        recognise("test policy::acess ... FAILED", &names, &mut unit);
+        assert!(all_named(&names, [&unit, &netns].into_iter()).is_ok());
+        assert!(all_named(&[], [&unit].into_iter()).is_ok());
     }
 }
