@@ -44,6 +44,18 @@ pub fn register(
     )?;
     let of = Arc::clone(shared);
     registry.register(
+        Family::counter(
+            "ztunnel_source_fallbacks",
+            "Connections to an application that do not show it their client's address, as no port was free under it",
+        ),
+        move |samples| {
+            for (pod, count) in of.refusals.fell_back_by_pod() {
+                samples.push(&[("pod", &pod)], count);
+            }
+        },
+    )?;
+    let of = Arc::clone(shared);
+    registry.register(
         Family::gauge(
             "ztunnel_certificate_expiry_seconds",
             "Seconds until the current certificate of a local identity expires",

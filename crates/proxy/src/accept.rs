@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::Instrument;
 
+use crate::budget::Share;
 use crate::failure::Failure;
 use crate::pod::{Door, Listeners, Phase, Pod, Stay, reached};
 use crate::shard::{LoadMark, Shard};
@@ -32,11 +33,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// As the access log says it.
-    pub(crate) fn direction(self) -> &'static str {
+    /// What a connection counts as when it is accepted. One to the HBONE port is a stranger's until its handshake.
+    fn share(self) -> Share {
         match self {
-            Kind::Outbound => "outbound",
-            Kind::Hbone | Kind::Plaintext => "inbound",
+            Kind::Outbound => Share::Outbound,
+            Kind::Hbone => Share::Handshake,
+            Kind::Plaintext => Share::Plaintext,
         }
     }
 
@@ -63,9 +65,16 @@ pub(crate) struct Accepted {
 
 /// Places in the pod's budget, the thread's load and the socket gauge, given back on drop.
 pub(crate) struct Held {
-    _stay: Stay,
+    stay: Stay,
     _mark: LoadMark,
     _open: telemetry::metrics::Socket,
+}
+
+impl Held {
+    /// Moves a connection whose peer has proven who it is out of the strangers' budget; false when its own is used up.
+    pub(crate) fn proven(&mut self) -> bool {
+        self.stay.become_a(Share::Hbone)
+    }
 }
 
 /// Starts the accept loops of `pod` on this thread.
@@ -135,8 +144,9 @@ async fn listen(
 }
 
 fn admit(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) {
-    let Some(stay) = pod.enter() else {
-        shard.shared.refusals.shed(pod, kind);
+    let share = kind.share();
+    let Some(stay) = pod.enter(share) else {
+        shard.shared.refusals.shed(pod, share);
         return;
     };
     if let Some((stream, stay)) = shard.place(pod, kind, stream, stay) {
@@ -188,7 +198,7 @@ fn settle(
     let stream = tokio::net::TcpStream::from_std(stream)?;
     let (peer, orig_dst) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
     let held = Held {
-        _stay: stay,
+        stay,
         _mark: shard.mark(),
         _open: shard.counters.socket(kind.reporter()),
     };

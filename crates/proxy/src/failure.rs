@@ -28,6 +28,9 @@ pub enum Failure {
         /// what went wrong
         why: String,
     },
+    /// The pod has as many questions open as it may.
+    #[error("too many lookups of this pod are open")]
+    LookupBudget,
     /// The endpoint's host name could not be resolved.
     #[error("no ip addresses were resolved for {host}: {why}")]
     NotResolved {
@@ -130,6 +133,7 @@ impl Failure {
             | Failure::Route(_)
             | Failure::Lacks(_)
             | Failure::NotFound { .. }
+            | Failure::LookupBudget
             | Failure::NotResolved { .. }
             | Failure::Ipv6Off
             | Failure::OtherNetwork
@@ -154,6 +158,7 @@ impl Failure {
             | Failure::Route(_)
             | Failure::Lacks(_)
             | Failure::NotFound { .. }
+            | Failure::LookupBudget
             | Failure::NotResolved { .. }
             | Failure::Ipv6Off
             | Failure::OtherNetwork
@@ -180,6 +185,7 @@ impl Failure {
             Failure::SelfCall => "self_call",
             Failure::Route(_) => "no_route",
             Failure::Lacks(_) | Failure::NotFound { .. } => "lookup",
+            Failure::LookupBudget => "lookup_budget",
             Failure::NotResolved { .. } => "resolve",
             Failure::Ipv6Off => "ipv6_off",
             Failure::OtherNetwork => "double_hbone",

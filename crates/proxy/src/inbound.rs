@@ -16,13 +16,13 @@ use tokio::net::TcpStream;
 use self::tunnel::Peer;
 pub(crate) use self::tunnel::serve;
 use crate::accept::plain;
-use crate::connect::connect;
+use crate::budget::Share;
+use crate::connect::application;
 use crate::copy;
 use crate::failure::Failure;
 use crate::identify::local_workload;
 use crate::live::{OpenFlow, Subject};
-use crate::lookup;
-use crate::needs::Dial;
+use crate::lookup::{self, Sources};
 use crate::outbound::baggage;
 use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
@@ -44,7 +44,7 @@ struct Call {
 
 async fn stream(peer: Rc<Peer>, request: hbone::Request) {
     let since = Instant::now();
-    let hbone::Request { head, reply } = request;
+    let hbone::Request { head, mut reply } = request;
     let refuse = |why: &Failure| {
         report::refused(
             &peer.shard.shared,
@@ -54,16 +54,18 @@ async fn stream(peer: Rc<Peer>, request: hbone::Request) {
             why,
         )
     };
-    let Some(_stay) = peer.pod.enter() else {
-        peer.shard
-            .shared
-            .refusals
-            .shed(&peer.pod, crate::accept::Kind::Hbone);
+    let Some(_stay) = peer.pod.enter(Share::Hbone) else {
+        peer.shard.shared.refusals.shed(&peer.pod, Share::Hbone);
         return reply.refuse(hbone::StatusCode::SERVICE_UNAVAILABLE);
     };
-    let call = match head.map_err(Failure::Request) {
-        Ok(head) => admit(&peer, head).await,
-        Err(bad) => Err(bad),
+    let mut phase = peer.pod.phase();
+    let call = tokio::select! {
+        biased;
+        () = peer.revoked() => Err(Failure::CertRevoked),
+        () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
+        call = admit(&peer, head) => call,
+        // nobody waits for an answer any more
+        gone = reply.abandoned() => Err(Failure::Data(gone)),
     };
     let call = match call {
         Ok(call) => call,
@@ -83,7 +85,6 @@ async fn stream(peer: Rc<Peer>, request: hbone::Request) {
         .live
         .guard(open_flow(&peer, &call), subject.clone());
     let report = Report::open(&peer.shard, &facts(&peer, &call), since);
-    let mut phase = peer.pod.phase();
     let ended = tokio::select! {
         biased;
         Ok(()) = denied => Err(Failure::PolicyChange),
@@ -95,7 +96,8 @@ async fn stream(peer: Rc<Peer>, request: hbone::Request) {
 }
 
 /// Is this pod the one that is asked for, and which port of it?
-async fn admit(peer: &Peer, head: hbone::Head) -> Result<Call, Failure> {
+async fn admit(peer: &Peer, head: Result<hbone::Head, hbone::BadRequest>) -> Result<Call, Failure> {
+    let head = head.map_err(Failure::Request)?;
     let shared = &peer.shard.shared;
     let local = local_workload(shared, &peer.pod).await?;
     let asked = Connect {
@@ -109,7 +111,7 @@ async fn admit(peer: &Peer, head: hbone::Head) -> Result<Call, Failure> {
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
         keep_source: shared.config.keep_source,
     };
-    let admitted = lookup::admit((&**shared).into(), &asked).await?;
+    let admitted = lookup::admit(Sources::new(shared, &peer.pod.lookups_in), &asked).await?;
     Ok(Call {
         head,
         local,
@@ -167,10 +169,7 @@ async fn reach(peer: &Peer, call: &Call, subject: &Subject) -> Result<TcpStream,
             "the PROXY protocol towards applications is not supported yet",
         ));
     }
-    let from = call.admitted.from;
-    connect(&*peer.pod.net, &Dial::App { to, from })
-        .await
-        .map_err(|cause| Failure::Application { to, cause })
+    application(&peer.pod, to, call.admitted.from, &shared.refusals).await
 }
 
 fn status(why: &Failure) -> hbone::StatusCode {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod budget;
 mod connect;
 mod copy;
 mod dns;
@@ -29,9 +30,13 @@ use telemetry::access::Access;
 use telemetry::metrics::Registry;
 use tokio::sync::watch;
 
+pub use budget::{
+    HANDSHAKES_PER_POD_MAX, HBONE_PER_POD_MAX, LOOKUPS_PER_POD_MAX, OUTBOUND_PER_POD_MAX,
+    PLAINTEXT_PER_POD_MAX, Share,
+};
 pub use failure::Failure;
 pub use live::OpenFlow;
-pub use pod::{FLOWS_PER_POD_MAX, Listeners, Phase, Pod, PodName};
+pub use pod::{Listeners, Phase, Pod, PodName};
 pub use refusals::{REFUSALS_KEPT, Refusal, Refusals};
 pub use shard::{Handle, Shards};
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::Shared;
+use crate::budget::Budget;
 use crate::failure::Failure;
 use crate::needs::{Finder, Pending, Resolver};
 
@@ -29,11 +30,15 @@ pub(crate) struct Sources<'a> {
     resolver: &'a dyn Resolver,
     finder: Option<&'a dyn Finder>,
     registry: &'a Registry,
+    /// of the questions that the pod may have open
+    budget: &'a Budget,
 }
 
-impl<'a> From<&'a Shared> for Sources<'a> {
-    fn from(shared: &'a Shared) -> Self {
+impl<'a> Sources<'a> {
+    /// Those of the process, for one pod within `budget`.
+    pub(crate) fn new(shared: &'a Shared, budget: &'a Budget) -> Self {
         Self {
+            budget,
             index: &shared.index,
             resolver: &*shared.resolver,
             finder: shared.finder.as_deref(),
@@ -98,6 +103,7 @@ async fn fill(of: &Sources<'_>, gap: impl Fn() -> Option<Name>) -> Result<(), Fa
             Name::Address(address) => (finder.address(address), address.to_string()),
             Name::Host(name) => (finder.host(name), name.to_string()),
         };
+        let _place = of.budget.place().ok_or(Failure::LookupBudget)?;
         let is_there = within(answer)
             .await
             .map_err(|why| Failure::NotFound { what, why })?;
@@ -110,6 +116,7 @@ async fn fill(of: &Sources<'_>, gap: impl Fn() -> Option<Name>) -> Result<(), Fa
 }
 
 async fn resolve(of: &Sources<'_>, source: &Workload, host: &str) -> Result<Vec<IpAddr>, Failure> {
+    let _place = of.budget.place().ok_or(Failure::LookupBudget)?;
     of.registry.count_lookup(source, host);
     let answer = within(of.resolver.resolve(host)).await;
     match answer {

@@ -15,7 +15,7 @@ use crate::copy;
 use crate::failure::Failure;
 use crate::identify::local_workload;
 use crate::live::OpenFlow;
-use crate::lookup;
+use crate::lookup::{self, Sources};
 use crate::needs::Dial;
 use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
@@ -69,7 +69,10 @@ async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
         target: flow.orig_dst,
         socks: false,
     };
-    let plan = lookup::route((&**shared).into(), &asked, &flow.shard.rng).await?;
+    let plan = {
+        let sources = Sources::new(shared, &flow.pod.lookups_out);
+        lookup::route(sources, &asked, &flow.shard.rng).await?
+    };
     Ok((source, plan))
 }
 

@@ -9,12 +9,11 @@ use mesh::{Admitted, Plain, Service, Workload};
 use telemetry::access::Direction;
 
 use crate::accept::Accepted;
-use crate::connect::connect;
+use crate::connect::application;
 use crate::copy;
 use crate::failure::Failure;
 use crate::identify::local_workload;
 use crate::live::{OpenFlow, Subject};
-use crate::needs::Dial;
 use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
 
@@ -81,12 +80,10 @@ async fn carry(
     admitted: &Admitted,
     report: &Report,
 ) -> Result<(), Failure> {
-    flow.shard.shared.decide(subject, &subject.local)?;
-    let to = admitted.to;
-    let from = admitted.from;
-    let mut upstream = connect(&*flow.pod.net, &Dial::App { to, from })
-        .await
-        .map_err(|cause| Failure::Application { to, cause })?;
+    let shared = &flow.shard.shared;
+    shared.decide(subject, &subject.local)?;
+    let (to, from) = (admitted.to, admitted.from);
+    let mut upstream = application(&flow.pod, to, from, &shared.refusals).await?;
     copy::plain(&mut flow.stream, &mut upstream, report).await;
     Ok(())
 }

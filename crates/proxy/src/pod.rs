@@ -9,11 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use mesh::Str;
 use tokio::sync::{Notify, watch};
 
+use crate::budget::{Budget, LOOKUPS_PER_POD_MAX, Share};
 use crate::needs::{DnsPort, Net};
-
-/// Most flows (and tunnels accepted) that one pod may have open at a time, so that one pod cannot take the node's
-/// descriptors: half of a usual hard limit of 1,048,576 with two descriptors a flow, spread over 16 busy pods.
-pub const FLOWS_PER_POD_MAX: usize = 16_384;
 
 /// How far a pod's time in the mesh has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +50,14 @@ pub struct Pod {
     phase: watch::Sender<Phase>,
     /// tells this stay in the mesh from others of the same pod
     serial: u64,
+    /// all that is open, of whatever kind
     flows: AtomicUsize,
+    /// the same by [`Share`], each with its bound
+    shares: [Budget; Share::ALL.len()],
+    /// open questions for outbound connections
+    pub(crate) lookups_out: Budget,
+    /// open questions for what peers ask
+    pub(crate) lookups_in: Budget,
     /// listeners that may still bring connections
     doors: AtomicUsize,
     idle: Notify,
@@ -92,6 +96,9 @@ impl Pod {
             phase,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             flows: AtomicUsize::new(0),
+            shares: Share::ALL.map(|share| Budget::new(share.most())),
+            lookups_out: Budget::new(LOOKUPS_PER_POD_MAX),
+            lookups_in: Budget::new(LOOKUPS_PER_POD_MAX),
             doors: AtomicUsize::new(0),
             idle: Notify::new(),
         })
@@ -148,28 +155,45 @@ impl Pod {
         }
     }
 
-    /// Counts one more flow in, unless the pod's budget of [`FLOWS_PER_POD_MAX`] is used up.
-    pub(crate) fn enter(self: &Arc<Self>) -> Option<Stay> {
-        if self.flows.fetch_add(1, Ordering::AcqRel) >= FLOWS_PER_POD_MAX {
-            self.leave();
+    /// Counts one more flow in, unless the pod's budget for its kind is used up.
+    pub(crate) fn enter(self: &Arc<Self>, share: Share) -> Option<Stay> {
+        if !self.budget(share).enter() {
             return None;
         }
-        Some(Stay(Arc::clone(self)))
+        self.flows.fetch_add(1, Ordering::AcqRel);
+        let pod = Arc::clone(self);
+        Some(Stay { pod, share })
     }
 
-    fn leave(&self) {
-        if self.flows.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.idle.notify_waiters();
-        }
+    fn budget(&self, share: Share) -> &Budget {
+        &self.shares[share as usize]
     }
 }
 
 /// One flow's place in its pod's budget, given back on drop.
-pub(crate) struct Stay(Arc<Pod>);
+pub(crate) struct Stay {
+    pod: Arc<Pod>,
+    share: Share,
+}
+
+impl Stay {
+    /// Counts the flow as another kind from now on; false, and all as before, when there is no room.
+    pub(crate) fn become_a(&mut self, share: Share) -> bool {
+        let fits = self.pod.budget(share).enter();
+        if fits {
+            self.pod.budget(self.share).leave();
+            self.share = share;
+        }
+        fits
+    }
+}
 
 impl Drop for Stay {
     fn drop(&mut self) {
-        self.0.leave();
+        self.pod.budget(self.share).leave();
+        if self.pod.flows.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.pod.idle.notify_waiters();
+        }
     }
 }
 
@@ -221,16 +245,50 @@ mod tests {
         Pod::new(who, Arc::new(NoNet))
     }
 
+    fn fill(pod: &Arc<Pod>, share: Share) -> Vec<Stay> {
+        let stays: Vec<_> = std::iter::from_fn(|| pod.enter(share)).collect();
+        assert_eq!(stays.len(), share.most(), "{share:?}");
+        stays
+    }
+
     #[test]
-    fn a_pod_cannot_have_more_flows_than_its_budget() {
+    fn a_flood_of_one_kind_leaves_the_others_free() {
         let pod = pod();
-        let stays: Vec<_> = (0..FLOWS_PER_POD_MAX)
-            .map(|_| pod.enter().expect("within the budget"))
-            .collect();
-        assert!(pod.enter().is_none());
-        drop(stays);
+        for share in Share::ALL {
+            let stays = fill(&pod, share);
+            for other in Share::ALL {
+                assert_eq!(
+                    pod.enter(other).is_some(),
+                    other != share,
+                    "{other:?} beside {share:?}"
+                );
+            }
+            drop(stays);
+            assert_eq!(pod.flows(), 0);
+        }
+        // whatever comes from outside, all together, does not touch what the application opens
+        let inbound = [Share::Plaintext, Share::Handshake, Share::Hbone];
+        let _floods = inbound.map(|share| fill(&pod, share));
+        fill(&pod, Share::Outbound);
+    }
+
+    #[test]
+    fn a_peer_that_proved_itself_makes_room_for_the_next() {
+        let pod = pod();
+        let mut strangers = fill(&pod, Share::Handshake);
+        let proven = &mut strangers[0];
+        assert!(proven.become_a(Share::Hbone));
+        let next = pod.enter(Share::Handshake).expect("a place is free");
+        let mut proven: Vec<_> = std::iter::from_fn(|| pod.enter(Share::Hbone)).collect();
+        assert_eq!(proven.len(), Share::Hbone.most() - 1);
+        // no room: it stays what it was, and is counted once
+        assert!(!strangers[1].become_a(Share::Hbone));
+        proven.pop();
+        assert!(strangers[1].become_a(Share::Hbone));
+        drop((strangers, proven, next));
         assert_eq!(pod.flows(), 0);
-        assert!(pod.enter().is_some());
+        fill(&pod, Share::Handshake);
+        fill(&pod, Share::Hbone);
     }
 
     #[test]
@@ -245,7 +303,7 @@ mod tests {
     async fn idle_comes_with_the_last_flow() {
         let pod = pod();
         pod.idle().await;
-        let stay = pod.enter().expect("within the budget");
+        let stay = pod.enter(Share::Outbound).expect("within the budget");
         let waiting = pod.idle();
         tokio::pin!(waiting);
         tokio::select! {
@@ -262,7 +320,7 @@ mod tests {
         let pod = pod();
         let door = pod.door();
         assert!(!pod.is_idle());
-        let stay = pod.enter().expect("within the budget");
+        let stay = pod.enter(Share::Outbound).expect("within the budget");
         drop(door);
         assert!(!pod.is_idle());
         drop(stay);

@@ -3,16 +3,16 @@
 //! Written only when a flow ends early, so the lock is off the path of every flow that works.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::accept::Kind;
-use crate::pod::{FLOWS_PER_POD_MAX, Pod};
+use crate::budget::Share;
+use crate::pod::Pod;
 
 /// Refusals kept for the dump.
 pub const REFUSALS_KEPT: usize = 256;
-/// Pods whose shed connections are counted each by itself; further ones are counted together.
+/// Pods whose events are counted each by itself; further ones are counted together.
 const PODS_COUNTED_MAX: usize = 4096;
 
 /// One flow that ended early.
@@ -42,7 +42,24 @@ pub struct Refusals(Mutex<Inner>);
 struct Inner {
     last: VecDeque<Refusal>,
     counts: BTreeMap<&'static str, u64>,
-    shed: BTreeMap<String, u64>,
+    /// by pod and [`Share`]
+    shed: ByPod<[u64; Share::ALL.len()]>,
+    /// by pod
+    fell_back: ByPod<u64>,
+}
+
+/// Counts by pod, of a bounded number of pods.
+#[derive(Debug, Default)]
+struct ByPod<T>(BTreeMap<String, T>);
+
+impl<T: Default> ByPod<T> {
+    /// The count of `pod`, and the name under which it runs.
+    fn entry(&mut self, pod: &Pod) -> (String, &mut T) {
+        let own = format!("{}/{}", pod.namespace, pod.name);
+        let is_room = self.0.contains_key(&own) || self.0.len() < PODS_COUNTED_MAX;
+        let name = if is_room { own } else { "(other)".to_owned() };
+        (name.clone(), self.0.entry(name).or_default())
+    }
 }
 
 impl Refusals {
@@ -63,35 +80,41 @@ impl Refusals {
         inner.last.push_back(refusal);
     }
 
-    /// A connection was dropped because its pod is at its bound.
-    pub(crate) fn shed(&self, pod: &Pod, kind: Kind) {
+    /// A connection was dropped because its pod is at its bound for that kind.
+    pub(crate) fn shed(&self, pod: &Pod, share: Share) {
         let mut inner = self.lock();
-        *inner.counts.entry("pod_budget").or_default() += 1;
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        let name = if inner.shed.contains_key(&name) || inner.shed.len() < PODS_COUNTED_MAX {
-            name
-        } else {
-            "(other)".to_owned()
-        };
-        let count = inner.shed.entry(name.clone()).or_default();
+        *inner.counts.entry(share.reason()).or_default() += 1;
+        let (name, counts) = inner.shed.entry(pod);
+        let count = &mut counts[share as usize];
         *count += 1;
+        let count = *count;
+        drop(inner);
+        if !count.is_power_of_two() {
+            return;
+        }
+        let (most, kind) = (share.most(), share.word());
+        self.keep(Refusal {
+            at: SystemTime::now(),
+            direction: share.direction(),
+            source: None,
+            source_identity: None,
+            destination: None,
+            reason: share.reason(),
+            error: format!("{name} has {most} {kind} open ({count} dropped so far)"),
+        });
+        tracing::warn!(pod = %pod.uid, kind, count, "connection dropped: the pod has too many open");
+    }
+
+    /// A connection to the application does not show its client's address, for want of a port.
+    pub(crate) fn fell_back(&self, pod: &Pod, client: IpAddr) {
+        let mut inner = self.lock();
+        let (_, count) = inner.fell_back.entry(pod);
+        *count += 1;
+        let count = *count;
+        drop(inner);
         if count.is_power_of_two() {
-            let count = *count;
-            let (direction, error) = (
-                kind.direction(),
-                format!("{name} has {FLOWS_PER_POD_MAX} connections open ({count} dropped so far)"),
-            );
-            drop(inner);
-            self.keep(Refusal {
-                at: SystemTime::now(),
-                direction,
-                source: None,
-                source_identity: None,
-                destination: None,
-                reason: "pod_budget",
-                error,
-            });
-            tracing::warn!(pod = %pod.uid, ?kind, count, "connection dropped: the pod has too many open");
+            tracing::warn!(pod = %pod.uid, %client, count,
+                "the application sees the pod's own address: no port is free under its client's");
         }
     }
 
@@ -112,10 +135,19 @@ impl Refusals {
 
     /// Dropped connections by pod.
     pub fn shed_by_pod(&self) -> Vec<(String, u64)> {
-        self.lock()
-            .shed
+        let inner = self.lock();
+        let sums = inner.shed.0.iter();
+        sums.map(|(pod, n)| (pod.clone(), n.iter().sum())).collect()
+    }
+
+    /// Connections to the application that do not show their client's address, by pod.
+    pub fn fell_back_by_pod(&self) -> Vec<(String, u64)> {
+        let inner = self.lock();
+        inner
+            .fell_back
+            .0
             .iter()
-            .map(|(p, n)| (p.clone(), *n))
+            .map(|(pod, n)| (pod.clone(), *n))
             .collect()
     }
 }

@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::Instrument;
 
 use crate::accept::Accepted;
+use crate::budget::Share;
 use crate::failure::Failure;
 use crate::identify::local_workload;
 use crate::pod::{Phase, Pod, reached};
@@ -52,7 +53,7 @@ impl Peer {
 
 /// A tunnel whose peer has proven who it is.
 struct Authenticated {
-    server: hbone::Server<TlsStream<TcpStream>>,
+    stream: TlsStream<TcpStream>,
     identity: SpiffeId,
     watch: Watch,
 }
@@ -66,7 +67,7 @@ pub(crate) async fn serve(flow: Accepted) {
         stream,
         peer: address,
         orig_dst: local_address,
-        held,
+        mut held,
     } = flow;
     let refuse = |why: &Failure| {
         report::refused(
@@ -83,12 +84,25 @@ pub(crate) async fn serve(flow: Accepted) {
         done = authenticate(&shard, &pod, stream) => done,
     };
     let Authenticated {
-        server,
+        stream,
         identity,
         watch,
     } = match handshake {
         Ok(done) => done,
         Err(why) => return refuse(&why),
+    };
+    if !held.proven() {
+        return shard.shared.refusals.shed(&pod, Share::Hbone);
+    }
+    let settings = &shard.shared.config.hbone;
+    let handshake = tokio::select! {
+        biased;
+        () = reached(&mut phase, Phase::Cut) => return,
+        done = hbone::Server::handshake(stream, settings) => done,
+    };
+    let server = match handshake {
+        Ok(server) => server,
+        Err(why) => return refuse(&Failure::Handshake(why)),
     };
     let peer = Rc::new(Peer {
         shard,
@@ -102,7 +116,7 @@ pub(crate) async fn serve(flow: Accepted) {
     drop(held);
 }
 
-/// TLS, the peer's identity, HTTP/2.
+/// TLS and the peer's identity.
 async fn authenticate(
     shard: &Shard,
     pod: &Pod,
@@ -125,11 +139,8 @@ async fn authenticate(
     let watch = credential.watch(Side::Accepting, presented, SystemTime::now());
     let identity = presented.and_then(identity::peer_id);
     let identity = identity.ok_or_else(|| Failure::TlsConfig("peer has no identity".into()))?;
-    let server = hbone::Server::handshake(tls, &shared.config.hbone)
-        .await
-        .map_err(Failure::Handshake)?;
     Ok(Authenticated {
-        server,
+        stream: tls,
         identity,
         watch,
     })

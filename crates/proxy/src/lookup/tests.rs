@@ -43,6 +43,7 @@ struct World {
     index: watch::Sender<Arc<Index>>,
     receiver: watch::Receiver<Arc<Index>>,
     registry: Registry,
+    budget: Budget,
     /// what is told about a name, and what that puts into the state
     known: BTreeMap<&'static str, &'static str>,
     /// says nothing, ever
@@ -60,6 +61,7 @@ impl World {
             receiver: index.subscribe(),
             index,
             registry: Registry::new(),
+            budget: Budget::new(1),
             known: BTreeMap::new(),
             silent: false,
             asked: Mutex::default(),
@@ -73,6 +75,7 @@ impl World {
             resolver: self,
             finder: on_demand.then_some(self as _),
             registry: &self.registry,
+            budget: &self.budget,
         }
     }
 
@@ -188,6 +191,38 @@ async fn without_an_answer_nothing_passes() {
         "failed to look up /10.0.0.2: no answer within 10s"
     );
     assert_eq!((refused.reason(), refused.status()), ("lookup", 503));
+}
+
+#[tokio::test]
+async fn a_pod_has_a_bounded_number_of_questions_open() {
+    let mut world = World::new(&[CLIENT, BY_NAME]);
+    world.silent = true;
+    let mut waiting = Box::pin(world.route(true, "10.0.0.2:80"));
+    tokio::select! {
+        biased;
+        done = &mut waiting => panic!("{done:?}"),
+        () = std::future::ready(()) => {}
+    }
+    // the control plane's answers and the resolver's count together
+    for (on_demand, target) in [(true, "10.0.0.3:80"), (false, "10.1.0.1:80")] {
+        let refused = world.route(on_demand, target).await.unwrap_err();
+        assert_eq!(
+            (refused.reason(), refused.status()),
+            ("lookup_budget", 503),
+            "{refused}"
+        );
+    }
+    assert_eq!(world.asked(), ["/10.0.0.2"]);
+    // what needs no answer goes on
+    world.route(false, "10.0.0.3:80").await.unwrap();
+    drop(waiting);
+    let next = world.route(true, "10.0.0.3:80");
+    tokio::select! {
+        biased;
+        done = next => panic!("{done:?}"),
+        () = std::future::ready(()) => {}
+    }
+    assert_eq!(world.asked(), ["/10.0.0.2", "/10.0.0.3"]);
 }
 
 #[tokio::test]
