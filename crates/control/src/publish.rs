@@ -85,6 +85,9 @@ impl Publisher {
             applied.policies_removed.extend(policies_removed);
             tokio::task::yield_now().await;
         }
+        while next.settle() {
+            tokio::task::yield_now().await;
+        }
         let old = self.state.send_replace(Arc::new(next));
         if Arc::strong_count(&old) > 1 {
             tokio::spawn(retire(old));

@@ -30,7 +30,8 @@ pub(crate) struct Wish<'a> {
 
 /// The endpoint and its port, or `None` when no endpoint is eligible.
 ///
-/// The draw is uniform over the capacities of the best group; capacity 0 is never drawn.
+/// The draw is uniform over the capacities of those that are nearest; capacity 0 is never drawn.
+/// What is asked of an endpoint here must be one of the traits by which `index::groups` tells endpoints apart.
 pub(crate) fn choose<'a>(
     index: &'a Index,
     wish: Wish<'a>,
@@ -40,28 +41,31 @@ pub(crate) fn choose<'a>(
         return None;
     }
     let eligible = || {
-        index.endpoints(wish.service).filter_map(|endpoint| {
-            let port = wish.port_of(&endpoint)?;
-            Some((wish.rank(endpoint.workload)?, endpoint.workload, port))
+        index.endpoint_groups(wish.service).filter_map(|group| {
+            let port = wish.port_of(&group.like)?;
+            Some((wish.rank(group.like.workload)?, group, port))
         })
     };
     let (mut best, mut weight) = (0, 0_u64);
-    for (rank, workload, _) in eligible() {
+    for (rank, group, _) in eligible() {
         if rank > best {
             (best, weight) = (rank, 0);
         }
         if rank == best {
-            weight += u64::from(workload.capacity);
+            weight += group.weight();
         }
     }
     if weight == 0 {
         return None;
     }
     let mut drawn = rng.random_range(0..weight);
-    for (_, workload, port) in eligible().filter(|(rank, ..)| *rank == best) {
-        match drawn.checked_sub(u64::from(workload.capacity)) {
+    for (_, group, port) in eligible().filter(|(rank, ..)| *rank == best) {
+        match drawn.checked_sub(group.weight()) {
             Some(rest) => drawn = rest,
-            None => return Some((workload, port)),
+            None => {
+                let number = drawn / u64::from(group.like.workload.capacity);
+                return Some((index.of_group(&group, number as usize), port));
+            }
         }
     }
     None

@@ -5,12 +5,14 @@
 
 mod arena;
 mod delta;
+mod groups;
 mod members;
 mod policies;
 mod services;
 mod table;
 mod workloads;
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ use crate::policy::Policy;
 use crate::ports::Ports;
 use crate::service::Service;
 use crate::workload::{Destination, Health, Membership, Workload};
+use arena::Slot;
+use groups::surely_alike;
 use members::{Member, MemberChanges};
 use policies::Policies;
 use services::{Known, Services};
@@ -88,8 +92,7 @@ impl Index {
         match key {
             Key::Workload(uid) => {
                 if let Some((slot, old)) = self.workloads.remove(&uid) {
-                    let member = Member::new(&old, slot);
-                    self.move_member(member, &old.services, &[], members);
+                    self.move_member(slot, Some(&old), None, members);
                 }
             }
             Key::Service(name) => self.services.remove(&name, members),
@@ -105,8 +108,7 @@ impl Index {
         match resource {
             Resource::Workload(new) => {
                 let (slot, old) = self.workloads.insert(&new);
-                let left = old.as_ref().map_or(&[][..], |old| &old.services);
-                self.move_member(Member::new(&new, slot), left, &new.services, members);
+                self.move_member(slot, old.as_deref(), Some(&new), members);
             }
             Resource::Service(service) => self.services.insert(service),
             Resource::Policy(policy) => {
@@ -118,24 +120,36 @@ impl Index {
         }
     }
 
-    /// Notes that a workload lists other Services than before; most changes of a workload change none.
+    /// Works out beforehand what the first decision about a Service with very many endpoints would have to, for one such Service
+    /// that has changed. `false` when none is left. Without it decisions are the same, but one of them is slow.
+    pub fn settle(&mut self) -> bool {
+        self.services.settle(&self.workloads)
+    }
+
+    /// Notes that a workload lists other Services than before, or is another endpoint of them; most changes of one do neither.
     fn move_member(
         &mut self,
-        member: Member,
-        old: &[Membership],
-        new: &[Membership],
+        slot: Slot,
+        old: Option<&Workload>,
+        new: Option<&Workload>,
         changes: &mut MemberChanges,
     ) {
-        if std::ptr::eq(old, new) {
+        let Some(member) = new.or(old).map(|workload| Member::new(workload, slot)) else {
+            return;
+        };
+        let is_alike = old
+            .zip(new)
+            .is_some_and(|(old, new)| surely_alike(old, new));
+        let is_told = is_alike || !self.services.has_large();
+        if is_told && std::ptr::eq(listed_by(old), listed_by(new)) {
             return;
         }
-        let lists =
-            |all: &[Membership], one: &Membership| all.iter().any(|m| m.service == one.service);
-        for left in old.iter().filter(|m| !lists(new, m)) {
-            self.services.note(&left.service, member, false, changes);
-        }
-        for joined in new.iter().filter(|m| !lists(old, m)) {
-            self.services.note(&joined.service, member, true, changes);
+        for (name, joins) in differences(listed_by(old), listed_by(new)) {
+            match joins {
+                Some(joins) => self.services.note(name, member, joins, changes),
+                None if is_told => {}
+                None => self.services.member_changed(name),
+            }
         }
     }
 
@@ -253,18 +267,57 @@ impl Index {
             .filter(|e| e.is_healthy() || service.allows_unhealthy())
     }
 
+    /// The same endpoints, those of a Service with very many in groups that are alike in all that a choice asks of them.
+    pub(crate) fn endpoint_groups<'a>(
+        &'a self,
+        service: &'a Service,
+    ) -> impl Iterator<Item = EndpointGroup<'a>> {
+        // those that the Service states itself take the places of members
+        let known = (service.endpoints.is_empty())
+            .then(|| self.services.known(&service.namespace, &service.hostname))
+            .flatten();
+        let groups = known.and_then(|known| Some((known, known.groups(&self.workloads)?)));
+        let single = groups.is_none().then(|| self.endpoints(service));
+        let single = single
+            .into_iter()
+            .flatten()
+            .map(|like| EndpointGroup { like, slots: &[] });
+        let alike = groups.into_iter().flat_map(move |(known, groups)| {
+            groups.iter().filter_map(move |slots| {
+                let like = self.member(known, *slots.first()?)?;
+                Some(EndpointGroup { like, slots })
+            })
+        });
+        let alike = alike.filter(|group| group.like.is_healthy() || service.allows_unhealthy());
+        alike.chain(single)
+    }
+
+    /// The workload of that number in a group.
+    pub(crate) fn of_group<'a>(
+        &'a self,
+        group: &EndpointGroup<'a>,
+        number: usize,
+    ) -> &'a Arc<Workload> {
+        let slot = group.slots.get(number);
+        slot.and_then(|slot| self.workloads.at(*slot))
+            .unwrap_or(group.like.workload)
+    }
+
     /// The workloads that list a Service.
     fn members<'a>(&'a self, known: &'a Known) -> impl Iterator<Item = EndpointRef<'a>> {
-        known.members.iter().filter_map(|member| {
-            let workload = self.workloads.at(member.slot)?;
-            let mut listed = workload.services.iter();
-            let is_it =
-                |m: &&Membership| Arc::ptr_eq(&m.service, &known.name) || m.service == known.name;
-            Some(EndpointRef {
-                workload,
-                ports: &listed.find(is_it)?.ports,
-                status: workload.status,
-            })
+        known
+            .members
+            .iter()
+            .filter_map(|member| self.member(known, member.slot))
+    }
+
+    fn member(&self, known: &Known, slot: Slot) -> Option<EndpointRef<'_>> {
+        let workload = self.workloads.at(slot)?;
+        let listed = workload.membership(&known.name.namespace, &known.name.hostname)?;
+        Some(EndpointRef {
+            workload,
+            ports: &listed.ports,
+            status: workload.status,
         })
     }
 
@@ -371,6 +424,46 @@ impl EndpointRef<'_> {
     pub fn is_healthy(&self) -> bool {
         self.status == Health::Healthy
     }
+}
+
+/// Endpoints of a Service that are alike in all that a choice among them asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndpointGroup<'a> {
+    /// One of them.
+    pub(crate) like: EndpointRef<'a>,
+    /// All of them; none when it is the only one.
+    slots: &'a [Slot],
+}
+
+impl EndpointGroup<'_> {
+    /// The sum of their capacities.
+    pub(crate) fn weight(&self) -> u64 {
+        u64::from(self.like.workload.capacity) * self.slots.len().max(1) as u64
+    }
+}
+
+fn listed_by(workload: Option<&Workload>) -> &[Membership] {
+    workload.map_or(&[], |workload| &workload.services)
+}
+
+/// The names in two sorted lists: whether only the second has it (`true`) or only the first (`false`), `None` when both do.
+fn differences<'a>(
+    old: &'a [Membership],
+    new: &'a [Membership],
+) -> impl Iterator<Item = (&'a Arc<NamespacedHostname>, Option<bool>)> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (old.peek(), new.peek()) {
+            (Some(a), Some(b)) => a.service.cmp(&b.service),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        let one = if order.is_le() { old.next() } else { None };
+        let other = if order.is_ge() { new.next() } else { None };
+        let joins = (order != Ordering::Equal).then_some(order.is_gt());
+        one.or(other).map(|m| (&m.service, joins))
+    })
 }
 
 /// What a gateway reference turned out to be.

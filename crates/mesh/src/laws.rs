@@ -39,6 +39,8 @@ pub fn apply_equals_build(bytes: &[u8]) {
         let held = before.resources();
         fed.apply(draw.delta());
         fed.audit();
+        while fed.settle() {}
+        fed.audit();
         assert_eq!(fed, Index::build(fed.resources()));
         before.audit();
         assert_eq!(before.resources(), held, "a copy keeps what it was");
@@ -69,6 +71,7 @@ pub fn slices_equal_the_whole(bytes: &[u8]) {
             });
         }
         whole.apply(Delta { remove, upsert });
+        while whole.settle() {}
         sliced.audit();
         assert_eq!(whole, sliced);
         assert_eq!(members(&whole), members(&sliced), "in the same order");
@@ -199,6 +202,8 @@ pub fn route_is_sound(bytes: &[u8]) {
     let decision = decide(&index);
     assert_eq!(decision, decide(&index));
     assert_eq!(decision, decide(&Index::build(index.resources())));
+    while index.settle() {}
+    assert_eq!(decision, decide(&index));
     if let Decision::Go(plan) = decision {
         check_plan(&index, &flow, &plan);
     }

@@ -154,9 +154,11 @@ impl Workload {
 
     /// How it takes part in the Service of that name, if it does.
     pub fn membership(&self, namespace: &str, hostname: &str) -> Option<&Membership> {
-        self.services
-            .iter()
-            .find(|m| *m.service.hostname == *hostname && *m.service.namespace == *namespace)
+        let wanted = (namespace, hostname);
+        let at = (self.services)
+            .binary_search_by(|m| (&*m.service.namespace, &*m.service.hostname).cmp(&wanted))
+            .ok()?;
+        self.services.get(at)
     }
 
     /// Name of the owner (Deployment…), for telemetry. Its own name where the pod stands for itself.

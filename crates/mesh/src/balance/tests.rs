@@ -336,3 +336,135 @@ fn each_connection_draws_anew() {
     let drawn = draws(&any, &endpoints);
     assert!(drawn.values().all(|n| (70..130).contains(n)), "{drawn:?}");
 }
+
+/// A Service with very many endpoints, of which few are near, some cannot be used and weights differ.
+fn crowd() -> Vec<Workload> {
+    let one = |number: u32| {
+        let (region, zone) = [("r", "z"), ("r", "y"), ("q", "z")][number as usize % 3];
+        let network = if number.is_multiple_of(10) { "n" } else { "m" };
+        let mut one = at(&format!("e{number}"), network, region, zone, number % 4);
+        match number % 7 {
+            0 => one.addresses = Default::default(),
+            1 => one = one.with(|profile| profile.status = crate::workload::Health::Unhealthy),
+            2 => {
+                one = one.with(|profile| {
+                    let mut listed = profile.services[0].clone();
+                    listed.ports = [(80, 9)].into_iter().collect();
+                    profile.services = [listed].into();
+                })
+            }
+            _ => {}
+        }
+        one
+    };
+    (0..900).map(one).collect()
+}
+
+/// A choice from many is the same as one that weighs them one by one: shares of all endpoints, mode by mode.
+#[test]
+fn a_choice_from_many_is_fair_and_right() {
+    let endpoints = crowd();
+    let near = [Scope::Network, Scope::Region, Scope::Zone];
+    let modes = [
+        (&[][..], BalanceMode::Standard),
+        (&near, BalanceMode::Failover),
+        (&near, BalanceMode::Strict),
+        (&near[1..], BalanceMode::Failover),
+    ];
+    let source = at("source", "n", "r", "z", 1);
+    for (preferences, mode) in modes {
+        let service = service(preferences, mode);
+        let mut all: Vec<_> = endpoints
+            .iter()
+            .cloned()
+            .map(Arc::new)
+            .map(Resource::Workload)
+            .collect();
+        all.push(Resource::Service(Arc::new(service.clone())));
+        let index = Index::build(all);
+        let wish = Wish {
+            source: &source,
+            service: &service,
+            service_port: 80,
+            purpose: Purpose::Standard,
+        };
+        let eligible: Vec<_> = index
+            .endpoints(&service)
+            .filter_map(|e| Some((wish.rank(e.workload)?, wish.port_of(&e)?, e.workload)))
+            .collect();
+        let best = eligible
+            .iter()
+            .map(|(rank, ..)| *rank)
+            .max()
+            .expect("some are eligible");
+        let expected: BTreeMap<&str, (u16, u32)> = (eligible.iter())
+            .filter(|(rank, _, w)| *rank == best && w.capacity > 0)
+            .map(|(_, port, w)| (&*w.uid, (*port, w.capacity)))
+            .collect();
+        let total: u32 = expected.values().map(|(_, capacity)| capacity).sum();
+        let mut drawn: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut rng = SmallRng::seed_from_u64(3);
+        for _ in 0..100 * total {
+            let (workload, port) = choose(&index, wish, &mut rng).expect("some are eligible");
+            assert_eq!(
+                expected[&*workload.uid].0, port,
+                "{mode:?} {}",
+                workload.uid
+            );
+            *drawn.entry(&workload.uid).or_default() += 1;
+        }
+        for (uid, (_, capacity)) in expected {
+            let (times, share) = (drawn.get(uid).copied().unwrap_or_default(), 100 * capacity);
+            assert!(
+                times.abs_diff(share) < 6 * share.isqrt(),
+                "{mode:?} {uid}: {times} of {share}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_choice_follows_what_its_endpoints_become() {
+    let service = service(&[Scope::Region], BalanceMode::Failover);
+    let mut all: Vec<_> = (0..20)
+        .map(|number| {
+            at(
+                &number.to_string(),
+                "n",
+                if number == 7 { "r" } else { "q" },
+                "",
+                1,
+            )
+        })
+        .map(|w| Resource::Workload(Arc::new(w)))
+        .collect();
+    all.push(Resource::Service(Arc::new(service.clone())));
+    let mut index = Index::build(all);
+    let source = at("source", "n", "r", "z", 1);
+    let chosen = |index: &Index| {
+        let wish = Wish {
+            source: &source,
+            service: &service,
+            service_port: 80,
+            purpose: Purpose::Standard,
+        };
+        let chosen = choose(index, wish, &mut SmallRng::seed_from_u64(1));
+        chosen.map(|(workload, _)| workload.uid.to_string())
+    };
+    assert_eq!(chosen(&index).as_deref(), Some("7"));
+    let moved = [("7", "q"), ("3", "r")].map(|(uid, region)| at(uid, "n", region, "", 1));
+    let before = index.clone();
+    for moved in moved {
+        index.apply(crate::Delta {
+            remove: Vec::new(),
+            upsert: vec![Resource::Workload(Arc::new(moved))],
+        });
+        index.audit();
+    }
+    assert_eq!(chosen(&index).as_deref(), Some("3"));
+    assert_eq!(
+        chosen(&before).as_deref(),
+        Some("7"),
+        "a copy keeps what it was"
+    );
+}

@@ -1,13 +1,14 @@
 //! Services by host name, address and range; and per Service the workloads that list it, whether or not it is known yet.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 
 use super::arena::{Arena, Slot};
+use super::groups::{Groups, LARGE};
 use super::members::{Member, MemberChanges, changed};
 use super::table::{KeyHash, Table};
 use super::workloads::Workloads;
@@ -23,6 +24,10 @@ pub(super) struct Services {
     ranges: Table,
     /// How many ranges there are of each family (IPv4?) and length, longest first: what a lookup has to try.
     lengths: BTreeMap<(bool, Reverse<u8>), usize>,
+    /// How many Services have so many members that these are grouped.
+    large: usize,
+    /// Those whose groups have to be worked out anew.
+    unsettled: BTreeSet<Slot>,
 }
 
 /// What is known under one name. Its slot is there while it has a Service or members.
@@ -30,7 +35,20 @@ pub(super) struct Services {
 pub(super) struct Known {
     pub(super) name: Arc<NamespacedHostname>,
     pub(super) service: Option<Arc<Service>>,
-    pub(super) members: Box<[Member]>,
+    pub(super) members: Arc<[Member]>,
+    groups: OnceLock<Arc<Groups>>,
+}
+
+impl Known {
+    fn is_large(&self) -> bool {
+        self.members.len() >= LARGE
+    }
+
+    /// The members in groups, if they are many.
+    pub(super) fn groups(&self, workloads: &Workloads) -> Option<&Groups> {
+        let groups = || Arc::new(Groups::of(&self.name, &self.members, workloads));
+        self.is_large().then(|| &**self.groups.get_or_init(groups))
+    }
 }
 
 impl PartialEq for Services {
@@ -138,7 +156,8 @@ impl Services {
         let slot = self.slots.insert(Arc::new(Known {
             name: name.clone(),
             service: None,
-            members: Box::default(),
+            members: Arc::default(),
+            groups: OnceLock::new(),
         }));
         let hash = name_hash(&name.namespace, &name.hostname);
         self.by_name.insert(hash, slot);
@@ -230,13 +249,53 @@ impl Services {
                 continue;
             };
             if !change.is_empty() {
+                self.large -= usize::from(known.is_large());
                 let members = changed(&known.members, &change, workloads);
+                self.large += usize::from(members.len() >= LARGE);
                 if let Some(known) = self.known_mut(slot) {
-                    known.members = members;
+                    known.members = members.into();
                 }
+                self.unsettle(slot);
             }
             self.tidy(slot);
         }
+    }
+
+    /// Whether there is a Service whose members are grouped.
+    pub(super) fn has_large(&self) -> bool {
+        self.large > 0
+    }
+
+    /// Notes that a member of the Service of that name is not what it was.
+    pub(super) fn member_changed(&mut self, name: &NamespacedHostname) {
+        if let Some(slot) = self.slot_of(&name.namespace, &name.hostname) {
+            self.unsettle(slot);
+        }
+    }
+
+    fn unsettle(&mut self, slot: Slot) {
+        let Some(known) = self.slots.get(slot) else {
+            return;
+        };
+        if known.is_large() {
+            self.unsettled.insert(slot);
+        }
+        if known.groups.get().is_some()
+            && let Some(known) = self.known_mut(slot)
+        {
+            known.groups = OnceLock::new();
+        }
+    }
+
+    /// Works out the groups of one Service that has changed; `false` when there is none left.
+    pub(super) fn settle(&mut self, workloads: &Workloads) -> bool {
+        let Some(slot) = self.unsettled.pop_first() else {
+            return false;
+        };
+        if let Some(known) = self.slots.get(slot) {
+            known.groups(workloads);
+        }
+        true
     }
 
     fn tidy(&mut self, slot: Slot) {
@@ -272,13 +331,22 @@ impl Services {
         for (_, known) in all() {
             assert!(known.service.is_some() || !known.members.is_empty());
             members += known.members.len();
-            for member in &known.members {
+            if let Some(groups) = known.groups.get() {
+                let afresh = Groups::of(&known.name, &known.members, workloads);
+                assert!(
+                    known.is_large() && **groups == afresh,
+                    "groups are as they were"
+                );
+            }
+            for member in &*known.members {
                 let workload = workloads.at(member.slot).expect("a member is a workload");
                 let listed = workload.membership(&known.name.namespace, &known.name.hostname);
                 assert!(listed.is_some(), "a member lists the Service");
                 assert_eq!(Member::new(workload, member.slot), *member);
             }
         }
+        let large = all().filter(|(_, known)| known.is_large()).count();
+        assert_eq!(self.large, large);
         let listed: usize = workloads.iter().map(|w| w.services.len()).sum();
         assert_eq!(members, listed, "each is a member of what it lists");
     }

@@ -428,3 +428,37 @@ fn a_copy_shares_what_a_change_does_not_touch() {
 fn a_swap_is_short() {
     assert!(size_of::<Index>() <= 512, "{}", size_of::<Index>());
 }
+
+/// One message may hold a workload that lists hundreds of thousands of Services.
+#[test]
+fn a_workload_that_lists_very_many_services_is_taken_in_at_once() {
+    const MANY: usize = 100_000;
+    const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+    let listing = |numbers: std::ops::Range<usize>| {
+        let services = numbers.map(|number| Membership {
+            service: Arc::new(NamespacedHostname {
+                namespace: "a".into(),
+                hostname: format!("host-{number:06}").into(),
+            }),
+            ports: Ports::default(),
+        });
+        let profile = crate::workload::Profile {
+            services: services.collect(),
+            ..Default::default()
+        };
+        let workload = Workload::new("w".into(), "w", [], Arc::default(), profile.into());
+        upsert(vec![Resource::Workload(workload.into())])
+    };
+    let start = std::time::Instant::now();
+    let mut index = Index::default();
+    index.apply(listing(0..MANY));
+    index.apply(listing(MANY / 2..MANY + MANY / 2));
+    let listed: usize = index.unknown_services().map(|(_, all)| all.count()).sum();
+    assert_eq!(listed, MANY);
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    let first = index.unknown_services().map(|(name, _)| name).min();
+    assert_eq!(
+        first.map(|name| name.hostname),
+        Some(format!("host-{:06}", MANY / 2).into())
+    );
+}
