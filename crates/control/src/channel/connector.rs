@@ -170,3 +170,39 @@ impl Service<Uri> for Connector {
         Box::pin(async { dial.await.map(TokioIo::new) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dialled_sockets_have_keepalive_and_no_delay() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = crate::channel::Server::new(crate::channel::Config::new(
+            format!("https://{}", listener.local_addr().unwrap()),
+            crate::channel::Roots::System,
+        ))
+        .unwrap();
+        let tls =
+            ClientConfig::builder_with_provider(Arc::clone(identity::Tls::default().provider()))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+        let connector = server.connector(Arc::new(tls));
+        let addresses = connector.resolve().await.unwrap();
+        let (stream, address) = connector.connect(&addresses).await.unwrap();
+        assert_eq!(address, listener.local_addr().unwrap());
+        let socket = SockRef::from(&stream);
+        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(300)
+        );
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(75)
+        );
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+    }
+}

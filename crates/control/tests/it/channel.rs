@@ -6,6 +6,9 @@ use control::ca::IstioCa;
 use control::channel::{Config, ConfigError, Roots, Token};
 use identity::{IssueError, Issuer};
 use mesh::SpiffeId;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tonic::Code;
 
 use crate::pki::Pki;
@@ -210,4 +213,96 @@ async fn a_name_that_leads_nowhere_is_told() {
         error.to_string().contains("resolve no-such-host.invalid"),
         "{error}"
     );
+}
+
+/// The child's settings: where the server is, and where to write what came of the call.
+const CHILD: [&str; 2] = ["SYSTEM_ROOTS_OF", "SYSTEM_ROOTS_SAID"];
+
+/// The system's store is what `SSL_CERT_FILE` names. A process's environment is its own, so the call is made by another one: this very
+/// test, which then finds [`CHILD`] set.
+#[tokio::test]
+async fn the_systems_store_is_trusted_and_nobody_else() {
+    if let [Ok(url), Ok(said)] = CHILD.map(std::env::var) {
+        let error = call(&ca(Config::new(url, Roots::System))).await;
+        std::fs::write(said, error).unwrap();
+        return;
+    }
+    let (pki, stranger) = (Pki::new(), Pki::new());
+    let istiod = istiod(pki.server(&["localhost"])).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, said) = (dir.path().join("store.pem"), dir.path().join("said"));
+    for (root, expected) in [(&pki, THROUGH), (&stranger, "UnknownIssuer")] {
+        root.write(&store);
+        let name = "channel::the_systems_store_is_trusted_and_nobody_else";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", name])
+            .env(CHILD[0], istiod.url("localhost"))
+            .env(CHILD[1], &said)
+            .env("SSL_CERT_FILE", &store)
+            .env_remove("SSL_CERT_DIR");
+        let output = tokio::task::spawn_blocking(move || child.output());
+        let output = crate::soon(output).await.unwrap().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let error = std::fs::read_to_string(&said).unwrap();
+        assert!(error.ends_with(expected), "{expected}: {error}");
+    }
+}
+
+/// The payload of the next HTTP/2 frame of this type (RFC 9113, section 4.1) on the connection as a whole.
+async fn frame(stream: &mut (impl AsyncRead + Unpin), wanted: u8) -> Vec<u8> {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        if head[3] == wanted && head[5..] == [0; 4] {
+            return payload;
+        }
+    }
+}
+
+/// Windows, lists of headers and pushes are limited from the first bytes on.
+#[tokio::test]
+async fn limits_of_http2_are_told_at_once() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const SETTINGS: u8 = 4;
+    const WINDOW_UPDATE: u8 = 8;
+    const ENABLE_PUSH: u16 = 2;
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    const MAX_HEADER_LIST_SIZE: u16 = 6;
+    let pki = Pki::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
+    let ca = ca(Config::new(url, Roots::Inline(pki.pem())));
+    let seen = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let acceptor = TlsAcceptor::from(pki.server(&["localhost"]));
+        let mut tls = acceptor.accept(tcp).await.unwrap();
+        let mut preface = [0; PREFACE.len()];
+        tls.read_exact(&mut preface).await.unwrap();
+        assert_eq!(preface, PREFACE);
+        let settings = frame(&mut tls, SETTINGS).await;
+        (settings, frame(&mut tls, WINDOW_UPDATE).await)
+    };
+    let id = SpiffeId::new("td", "ns", "sa");
+    let (settings, update) = tokio::select! {
+        seen = crate::soon(seen) => seen,
+        ended = ca.issue(&id) => panic!("{:?}", ended.err()),
+    };
+    let setting = |id: u16| {
+        let mut all = settings.chunks_exact(6);
+        let found = all.find(|one| one[..2] == id.to_be_bytes())?;
+        Some(u32::from_be_bytes(found[2..].try_into().unwrap()))
+    };
+    assert_eq!(setting(ENABLE_PUSH), Some(0));
+    assert_eq!(setting(INITIAL_WINDOW_SIZE), Some(4 << 20));
+    assert_eq!(setting(MAX_HEADER_LIST_SIZE), Some(64 << 10));
+    // on top of what a connection has from the start
+    let more = u32::from_be_bytes(update.try_into().unwrap());
+    assert_eq!(more, (4 << 20) - 65_535);
 }
