@@ -232,10 +232,12 @@ fn own(env: &Env<'_>) -> Result<Option<Own>, Invalid> {
 fn ineffective(env: &Env<'_>) -> Vec<String> {
     let dns = "names are not answered yet, questions are forwarded as they are";
     let shared = "it is for dedicated mode";
+    let tunnel = "the PROXY protocol is not spoken yet, such tunnels are refused";
     [
         ("CLUSTER_DOMAIN", dns),
         ("PREFERED_SERVICE_NAMESPACE", dns),
         ("PROXY_WORKLOAD_INFO", shared),
+        ("LOCALHOST_APP_TUNNEL", tunnel),
     ]
     .into_iter()
     .filter(|(name, _)| env.optional(name).is_some())

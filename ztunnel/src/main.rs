@@ -11,6 +11,7 @@ mod mesh_file;
 mod meters;
 mod net;
 mod node;
+mod panics;
 mod resolver;
 mod run;
 mod version;

@@ -31,6 +31,7 @@ use crate::finder::Finder;
 use crate::mesh_file::{self, Fault};
 use crate::meters;
 use crate::node::{Node, Parts, READY_TASK};
+use crate::panics;
 use crate::resolver::Names;
 use crate::version::Version;
 
@@ -52,7 +53,7 @@ pub fn proxy() -> anyhow::Result<()> {
         Format::Plain
     };
     let log = telemetry::log::init(format, config.log_filter.as_deref()).context("RUST_LOG")?;
-    count_panics();
+    panics::watch();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,14 +66,6 @@ pub fn proxy() -> anyhow::Result<()> {
     // a name that is being resolved must not hold up the end
     runtime.shutdown_background();
     ended
-}
-
-/// A panic ends one flow's task; it must not go unnoticed.
-fn count_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, "panic: {panic}");
-    }));
 }
 
 async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
@@ -95,6 +88,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let shared = Arc::new(shared);
     let shards = Arc::new(Shards::start(config.threads, &shared).context("data threads")?);
     shared.registry.process(&config.istio_version)?;
+    panics::register(&shared.registry)?;
     let metrics = shared.registry.pods()?;
 
     if let (Some(path), Some(crl)) = (&config.crl_path, &crl) {

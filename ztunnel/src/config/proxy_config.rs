@@ -17,6 +17,8 @@ const TEXT_BYTES_MAX: usize = 1 << 20;
 /// Most YAML nodes in it, and how deep they may nest.
 const NODES_MAX: usize = 50_000;
 const DEPTH_MAX: usize = 64;
+/// Characters of an offending value that an error repeats.
+const SHOWN_CHARS_MAX: usize = 60;
 
 /// Prefix of metadata keys in the environment; stripped from keys of `proxyMetadata` as well.
 const METADATA: &str = "ISTIO_META_";
@@ -30,10 +32,13 @@ pub struct ProxyConfig {
     /// control plane, when `XDS_ADDRESS` is not set
     pub discovery_address: Option<String>,
     /// admin port
+    #[serde(deserialize_with = "port")]
     pub proxy_admin_port: Option<u16>,
     /// metrics port
+    #[serde(deserialize_with = "port")]
     pub stats_port: Option<u16>,
     /// data threads; 0 = all cores
+    #[serde(deserialize_with = "count")]
     pub concurrency: Option<u16>,
     /// metadata without the `ISTIO_META_` prefix
     #[serde(deserialize_with = "metadata")]
@@ -47,6 +52,30 @@ struct MeshConfig {
     default_config: Option<ProxyConfig>,
 }
 
+fn port<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+    number(from, "a port number")
+}
+
+fn count<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+    number(from, "a whole number")
+}
+
+/// A number, plain or quoted.
+fn number<'de, D: serde::Deserializer<'de>>(from: D, what: &str) -> Result<Option<u16>, D::Error> {
+    let value = Value::deserialize(from)?;
+    let found = match &value {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.as_u64().and_then(|number| number.try_into().ok()),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    let wrong = || {
+        let shown: String = value.to_string().chars().take(SHOWN_CHARS_MAX).collect();
+        serde::de::Error::custom(format!("{shown}, expected {what} from 0 to {}", u16::MAX))
+    };
+    found.map(Some).ok_or_else(wrong)
+}
+
 /// Values may be written as text, numbers or switches: they are text to everyone.
 fn metadata<'de, D: serde::Deserializer<'de>>(
     from: D,
@@ -58,7 +87,7 @@ fn metadata<'de, D: serde::Deserializer<'de>>(
             Value::Bool(_) | Value::Number(_) => value.to_string(),
             _ => {
                 return Err(serde::de::Error::custom(format!(
-                    "proxyMetadata.{key}: expected text"
+                    "{key}: expected text, a number or a switch"
                 )));
             }
         };
@@ -73,7 +102,7 @@ fn metadata<'de, D: serde::Deserializer<'de>>(
 impl ProxyConfig {
     /// Reads and merges all sources.
     ///
-    /// Errors: a text that cannot be parsed, with the place and what was expected there.
+    /// Errors: a text that cannot be parsed, with the key, the value and what was expected there.
     pub fn read(env: &Env<'_>) -> Result<Self, Invalid> {
         let mut all = mesh_file(&env.path(MESH_FILE))?;
         if let Some(text) = env.optional("PROXY_CONFIG") {
@@ -156,5 +185,17 @@ fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
             max_total_scalar_bytes: TEXT_BYTES_MAX,
         },
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+    let mut key = String::new();
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
+        serde_path_to_error::deserialize(yaml).map_err(|error| {
+            key = error.path().to_string();
+            error.into_inner()
+        })
+    });
+    read.map_err(
+        |error: serde_saphyr::Error| match key.trim_end_matches(".?") {
+            "" | "." | "?" => error.to_string(),
+            key => format!("{key}: {error}"),
+        },
+    )
 }

@@ -284,7 +284,7 @@ pub const ALL: &[Group] = &[
             v(
                 "LOCALHOST_APP_TUNNEL",
                 "true",
-                "Deliver PROXY-protocol tunnels on the pod's loopback",
+                "Deliver PROXY-protocol tunnels on the pod's loopback; no effect yet, such tunnels are refused",
             ),
             v(
                 "UNSTABLE_ENABLE_SOCKS5",
@@ -383,6 +383,11 @@ pub const ALL: &[Group] = &[
             ),
             v("RUST_LOG", "info", "Log filter: level, or target=level,…"),
             v("LOG_FORMAT", "plain", "plain or json"),
+            v(
+                "RUST_BACKTRACE",
+                "0",
+                "1 or full: a panic is logged with its backtrace",
+            ),
             v(
                 "AUTHZ_POLICY_INFO_LOGGING",
                 "false",

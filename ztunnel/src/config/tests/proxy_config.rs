@@ -84,26 +84,51 @@ fn absent_and_empty_sources_say_nothing() {
 
 #[test]
 fn texts_that_cannot_be_parsed_are_fatal_and_named() {
-    for proxy in [
-        "statsPort: many",
-        "statsPort: 70000",
-        "concurrency: -1",
-        "proxyMetadata: [1]",
-        "proxyMetadata: {A: {b: c}}",
-        "{",
-        "- a",
+    for (proxy, said) in [
+        (
+            "statsPort: many",
+            r#"statsPort: "many", expected a port number from 0 to 65535"#,
+        ),
+        (
+            "a: b\nstatsPort: 70000",
+            "statsPort: 70000, expected a port number from 0 to 65535",
+        ),
+        (
+            r#"{"proxyAdminPort": -1}"#,
+            "proxyAdminPort: -1, expected a port number from 0 to 65535",
+        ),
+        (
+            "concurrency: -1",
+            "concurrency: -1, expected a whole number from 0 to 65535",
+        ),
+        (
+            "concurrency: 1.5",
+            "concurrency: 1.5, expected a whole number from 0 to 65535",
+        ),
+        (
+            "concurrency: [1]",
+            "concurrency: [1], expected a whole number from 0 to 65535",
+        ),
+        ("discoveryAddress: [1]", "discoveryAddress: "),
+        ("proxyMetadata: [1]", "proxyMetadata: "),
+        (
+            "proxyMetadata: {A: {b: c}}",
+            "proxyMetadata: A: expected text, a number or a switch",
+        ),
+        ("{", ""),
+        ("- a", ""),
     ] {
         let text = error(&[("PROXY_CONFIG", proxy)]);
-        assert!(
-            text.starts_with("PROXY_CONFIG is not valid: "),
-            "{proxy}: {text}"
-        );
+        let start = format!("PROXY_CONFIG is not valid: {said}");
+        assert!(text.starts_with(&start), "{proxy}: {text}");
     }
     let text = in_directory("defaultConfig: {statsPort: x}", &[])
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("etc/istio/config/mesh is not valid: "),
+        text.contains(
+            "etc/istio/config/mesh is not valid: defaultConfig.statsPort: \"x\", expected a port"
+        ),
         "{text}"
     );
     // a directory in its place is not "missing"
