@@ -175,6 +175,21 @@ fn reads_every_key() {
 }
 
 #[test]
+fn an_unknown_workload_type_counts_as_deployment() {
+    for (kind, expected) in [
+        ("cronjob", Some(WorkloadType::CronJob)),
+        ("Pod", Some(WorkloadType::Pod)),
+        ("ReplicaSet", Some(WorkloadType::Deployment)),
+        ("''", None),
+    ] {
+        let text = format!(
+            "workloads: [{{workloadIps: [], namespace: a, services: {{}}, workloadType: {kind}}}]"
+        );
+        assert_eq!(workloads(&text)[0].workload_type, expected, "{kind}");
+    }
+}
+
+#[test]
 fn what_is_left_out_has_its_default() {
     let text = "workloads: [{workloadIps: [], namespace: a, services: {}}]";
     let expected = crate::Workload::default().with(|w| w.namespace = "a".into());

@@ -148,11 +148,12 @@ impl<'de, T: Range> Deserialize<'de> for Number<T> {
     }
 }
 
-/// A workload type as the file writes it: any case, or empty for none.
+/// A workload type as the file writes it: any case, or empty for none. It serves telemetry only, so a kind that is not known is no reason
+/// to refuse the file: it counts as a deployment, as from the control plane.
 pub(super) struct TypeName(pub(super) Option<WorkloadType>);
 
 impl Form for TypeName {
-    const EXPECTED: &'static str = "deployment, cronjob, job, pod or nothing";
+    const EXPECTED: &'static str = "a text such as deployment, cronjob, job or pod";
     fn read(text: &str) -> Option<Self> {
         let all = [
             WorkloadType::Deployment,
@@ -163,6 +164,7 @@ impl Form for TypeName {
         let known = all
             .into_iter()
             .find(|t| t.as_str().eq_ignore_ascii_case(text));
-        (known.is_some() || text.is_empty()).then_some(Self(known))
+        let otherwise = || (!text.is_empty()).then_some(WorkloadType::Deployment);
+        Some(Self(known.or_else(otherwise)))
     }
 }
