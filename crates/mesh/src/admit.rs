@@ -8,7 +8,7 @@ mod authority;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-pub use authority::{Authority, BadAuthority};
+pub use authority::Authority;
 
 use crate::index::{Index, Referent};
 use crate::name::{NamespacedHostname, NetworkAddress, Str};
@@ -38,6 +38,13 @@ pub struct Connect<'a> {
     pub localhost_app_tunnel: bool,
     /// Whether this listener keeps clients' addresses at all: it is transparent, and not that of the daemon's own pod.
     pub keep_source: bool,
+}
+
+impl<'a> Connect<'a> {
+    /// The namespace of the peer, which decides what it may see; `None` when it proved no identity.
+    fn client_namespace(&self) -> Option<&'a str> {
+        self.identity.map(SpiffeId::namespace)
+    }
 }
 
 /// Where an admitted connection goes.
@@ -120,7 +127,7 @@ pub fn admit(index: &Index, connect: &Connect<'_>) -> Result<Admitted, Rejection
     let pod = connect.tunnel_local.to_canonical();
     let named = match connect.authority {
         Authority::Address(asked) => {
-            check_address(index, connect.local, pod, asked.ip())?;
+            check_address(index, connect, pod, asked.ip().to_canonical())?;
             None
         }
         Authority::Host { host, port } => Some(find_service(index, connect.local, host, *port)?),
@@ -153,19 +160,16 @@ pub fn lookup_inbound(index: &Index, connect: &Connect<'_>) -> Option<Name> {
     let local = connect.local;
     match connect.authority {
         Authority::Address(asked) => {
-            let ip = asked.ip();
+            let ip = asked.ip().to_canonical();
             let at = || NetworkAddress {
                 network: local.network.clone(),
                 ip,
             };
             let is_clear =
                 ip == connect.tunnel_local.to_canonical() || local.application_tunnel.is_some();
-            let is_known = || {
-                index.workload_by_ip(&local.network, ip).is_some()
-                    || (index.service_by_ip(&local.network, ip, None))
-                        .is_some_and(|service| service.vips.contains(&at()))
-            };
-            (!is_clear && !is_known()).then(|| Name::Address(at()))
+            let known = || index.at(&local.network, ip, connect.client_namespace());
+            let is_gap = !is_clear && matches!(known(), None | Some(Referent::Range(_)));
+            is_gap.then(|| Name::Address(at()))
         }
         Authority::Host { host, .. } => {
             let known = index.service_by_host(host, Some(&local.namespace));
@@ -213,13 +217,13 @@ pub fn admit_plain(index: &Index, plain: &Plain<'_>) -> Result<Admitted, Rejecti
 /// The address must be the pod's, or one that it stands for: by an application tunnel, or as a waypoint.
 fn check_address(
     index: &Index,
-    local: &Arc<Workload>,
+    connect: &Connect<'_>,
     pod: IpAddr,
     asked: IpAddr,
 ) -> Result<(), Rejection> {
     if asked == pod
-        || local.application_tunnel.is_some()
-        || is_waypoint_for(index, local, pod, asked)
+        || connect.local.application_tunnel.is_some()
+        || is_waypoint_for(index, connect, pod, asked)
     {
         return Ok(());
     }
@@ -229,15 +233,18 @@ fn check_address(
     })
 }
 
-fn is_waypoint_for(index: &Index, local: &Arc<Workload>, pod: IpAddr, asked: IpAddr) -> bool {
-    let waypoint = match index.workload_by_ip(&local.network, asked) {
-        Some(workload) => workload.waypoint.as_ref(),
-        None => index
-            .service_by_ip(&local.network, asked, None)
-            .and_then(|service| service.waypoint.as_ref()),
+/// Whether what the peer means by `asked` has this pod as its waypoint. Seen with the peer's eyes, as `route` does for it.
+fn is_waypoint_for(index: &Index, connect: &Connect<'_>, pod: IpAddr, asked: IpAddr) -> bool {
+    let (local, namespace) = (connect.local, connect.client_namespace());
+    let waypoint = match index.at(&local.network, asked, namespace) {
+        Some(Referent::Service(service) | Referent::Range(service)) => service.waypoint.as_ref(),
+        Some(Referent::Workload(workload)) => workload.waypoint.as_ref(),
+        None => None,
     };
-    match waypoint.and_then(|reference| index.referent(&reference.destination, None)) {
-        Some(Referent::Service(service)) => index.endpoint(service, &local.uid).is_some(),
+    match waypoint.and_then(|reference| index.referent(&reference.destination, namespace)) {
+        Some(Referent::Service(service) | Referent::Range(service)) => {
+            index.endpoint(service, &local.uid).is_some()
+        }
         Some(Referent::Workload(workload)) => workload.addresses.contains(&pod),
         None => false,
     }
@@ -344,7 +351,7 @@ fn loopback(like: IpAddr) -> IpAddr {
 /// of the pod's own network first, then IPv4 first.
 fn stated(connect: &Connect<'_>, service: Option<&Arc<Service>>) -> Result<SocketAddr, Rejection> {
     match connect.authority {
-        Authority::Address(asked) => Ok(*asked),
+        Authority::Address(asked) => Ok(SocketAddr::new(asked.ip().to_canonical(), asked.port())),
         Authority::Host { host, port } => {
             let vips = service.into_iter().flat_map(|service| &service.vips);
             let vip =

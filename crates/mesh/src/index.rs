@@ -222,15 +222,27 @@ impl Index {
         self.services.by_host(hostname, namespace)
     }
 
-    /// The Service that a client of `namespace` means by an address: as for host names, exact addresses before ranges,
-    /// and of ranges the longest within each rank of namespace.
-    pub fn service_by_ip(
+    /// What a client of `namespace` means by an address; the one precedence for every decision:
+    ///
+    /// 1. a Service that has just this address, ranked as for host names;
+    /// 2. the workload there;
+    /// 3. a Service with a range that holds it, of several the longest within each rank of namespace.
+    ///
+    /// So a Service on a workload's very address stands before it, and a range never takes a known workload over. Services that
+    /// the client may not see are absent; `None` asks for no visibility.
+    pub(crate) fn at(
         &self,
         network: &str,
         ip: IpAddr,
         namespace: Option<&str>,
-    ) -> Option<&Arc<Service>> {
-        self.services.by_ip(network, ip, namespace)
+    ) -> Option<Referent<'_>> {
+        let exact = self.services.by_vip(network, ip, namespace);
+        let workload = || self.workload_by_ip(network, ip).map(Referent::Workload);
+        let range = || self.services.by_range(network, ip, namespace);
+        exact
+            .map(Referent::Service)
+            .or_else(workload)
+            .or_else(|| range().map(Referent::Range))
     }
 
     /// The Services that list this workload, in the order of their names; unknown ones are left out.
@@ -357,15 +369,7 @@ impl Index {
                         .map(Referent::Workload)
                 })
             }
-            Destination::Address(at) => {
-                let service = self
-                    .service_by_ip(&at.network, at.ip, namespace)
-                    .map(Referent::Service);
-                service.or_else(|| {
-                    self.workload_by_ip(&at.network, at.ip)
-                        .map(Referent::Workload)
-                })
-            }
+            Destination::Address(at) => self.at(&at.network, at.ip, namespace),
         }
     }
 
@@ -466,13 +470,15 @@ fn differences<'a>(
     })
 }
 
-/// What a gateway reference turned out to be.
-#[derive(Clone, Copy, Debug)]
+/// What an address, or a reference to a gateway, turned out to mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Referent<'a> {
-    /// A Service, to be balanced over.
+    /// A Service, by its name or an address of its own.
     Service(&'a Arc<Service>),
     /// One workload.
     Workload(&'a Arc<Workload>),
+    /// A Service, by a range of addresses only.
+    Range(&'a Arc<Service>),
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ pub mod spiffe;
 pub mod workload;
 
 pub use admit::{
-    Admitted, Authority, BadAuthority, Connect, Name, Plain, ProxyHeader, Rejection, admit,
-    admit_plain, lookup_inbound,
+    Admitted, Authority, Connect, Name, Plain, ProxyHeader, Rejection, admit, admit_plain,
+    lookup_inbound,
 };
 pub use authorize::{Attempt, Denial, Note, Verdict, authorize};
 pub use index::{Applied, Delta, EndpointRef, Index, Key, Resource};

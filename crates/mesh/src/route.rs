@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rand::Rng;
 
 use crate::balance::{Purpose, Wish, choose};
-use crate::index::Index;
+use crate::index::{Index, Referent};
 use crate::name::{NetworkAddress, Str};
 use crate::ports::is_internal_port;
 use crate::service::Service;
@@ -137,20 +137,22 @@ pub fn route(index: &Index, flow: &Flow, rng: &mut impl Rng) -> Decision {
         target,
     };
     let network = &flow.source.network;
-    let outcome = match index.service_by_ip(network, target.ip(), Some(&flow.source.namespace)) {
-        Some(service) => asker.to_service(service, rng),
-        None => match index.workload_by_ip(network, target.ip()) {
-            Some(workload) => asker.to_workload(workload, rng),
-            None => Ok(asker.pass_through()),
-        },
+    let outcome = match index.at(network, target.ip(), Some(&flow.source.namespace)) {
+        Some(Referent::Service(service) | Referent::Range(service)) => {
+            asker.to_service(service, rng)
+        }
+        Some(Referent::Workload(workload)) => asker.to_workload(workload, rng),
+        None => Ok(asker.pass_through()),
     };
     outcome.unwrap_or_else(Decision::Refuse)
 }
 
 /// What a daemon that holds only part of the mesh must ask the control plane for before [`route`] can decide.
 ///
-/// `None` when the index answers already: with a workload at the address, or a Service that the source may use and that has just
-/// this address. A range that holds the address is no answer, as an unknown Service may have the address itself.
+/// `None` when the index answers already: with a Service that the source may use and that has just this address, or with the
+/// workload there. A range that holds the address is no answer, as something unknown may have the address itself. A workload is
+/// one, though a Service that is not held may have its address: asked about an address where a workload is, istiod tells of the
+/// workload only, so asking would bring nothing.
 pub fn lookup(index: &Index, flow: &Flow) -> Option<NetworkAddress> {
     let (network, ip) = (&flow.source.network, flow.target.ip().to_canonical());
     if ip.is_loopback() {
@@ -160,10 +162,8 @@ pub fn lookup(index: &Index, flow: &Flow) -> Option<NetworkAddress> {
         network: network.clone(),
         ip,
     };
-    let service = index.service_by_ip(network, ip, Some(&flow.source.namespace));
-    let is_known = service.is_some_and(|service| service.vips.contains(&at))
-        || index.workload_by_ip(network, ip).is_some();
-    (!is_known).then_some(at)
+    let known = index.at(network, ip, Some(&flow.source.namespace));
+    matches!(known, None | Some(Referent::Range(_))).then_some(at)
 }
 
 /// One flow, while its way is found.

@@ -19,6 +19,10 @@ workloads:
 - {uid: b4, namespace: shop, workloadIps: [10.0.0.14], waypoint: {destination: shop/gone, hboneMtlsPort: 15008}, services: {}}
 - {uid: b5, namespace: shop, workloadIps: [10.0.0.15], waypoint: {destination: /10.1.0.3, hboneMtlsPort: 15008}, services: {}}
 - {uid: b6, namespace: shop, network: net, workloadIps: [10.0.0.16], waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}, services: {}}
+- {uid: b7, namespace: shop, workloadIps: [10.7.1.7], services: {}}
+- {uid: b8, namespace: shop, workloadIps: [10.7.1.8], waypoint: {destination: /10.0.0.3, hboneMtlsPort: 15008}, services: {}}
+- {uid: b9, namespace: shop, workloadIps: [10.1.0.4, 10.1.0.6], waypoint: {destination: shop/other-wp, hboneMtlsPort: 15008}, services: {}}
+- {uid: other-wp, namespace: shop, workloadIps: [10.0.0.19], hostname: other-wp, services: {}}
 - {uid: app, namespace: shop, workloadIps: [10.0.0.4], applicationTunnel: {protocol: NONE, port: 15088}, services: {}}
 - {uid: app-as-asked, namespace: shop, workloadIps: [10.0.0.18], applicationTunnel: {protocol: NONE}, services: {}}
 - {uid: proxied, namespace: shop, workloadIps: [10.0.0.5, "2001:db8::5"], network: net, applicationTunnel: {protocol: PROXY, port: 15088}, services: {}}
@@ -28,11 +32,13 @@ services:
 - {name: second, namespace: shop, hostname: second, vips: [], ports: {9000: 9000}}
 - {name: named, namespace: shop, hostname: named, vips: [], ports: {80: 0}}
 - {name: vips, namespace: shop, hostname: vips, vips: ["/2001:db8:1::1", /10.1.0.9, "net/2001:db8:1::2"], ports: {80: 80}}
+- {name: six, namespace: shop, hostname: six, vips: ["far/10.1.0.66", "net/2001:db8:1::6"], ports: {80: 80}}
 - {name: hidden, namespace: other, hostname: hidden, vips: [], ports: {80: 80}, visibility: Namespace}
 - {name: twice-other, namespace: other, hostname: twice, vips: [], ports: {80: 1}, canonical: true}
 - {name: twice, namespace: shop, hostname: twice, vips: [], ports: {80: 2}}
 - {name: waypoint, namespace: shop, hostname: waypoint, vips: [/10.1.0.3], ports: {15008: 15008}}
 - {name: bound, namespace: shop, hostname: bound, vips: [/10.1.0.4], cidrVips: [{network: "", cidr: 10.7.0.0/16}], ports: {80: 80}, waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}}
+- {name: private-bound, namespace: shop, hostname: private-bound, vips: [/10.1.0.6], ports: {80: 80}, visibility: Namespace, waypoint: {destination: shop/waypoint, hboneMtlsPort: 15008}}
 - name: weighted
   namespace: shop
   hostname: weighted
@@ -82,7 +88,7 @@ fn connect<'a>(index: &'a Index, uid: &str, authority: &'a Authority) -> Connect
 }
 
 fn parsed(authority: &str) -> Authority {
-    authority.parse().expect("well formed")
+    Authority::parsed(authority)
 }
 
 fn ask(index: &Index, uid: &str, authority: &str, forwarded_host: Option<&str>) -> String {
@@ -111,6 +117,7 @@ const DESTINATIONS: &[Case] = &[
     ("host name of a Service that the pod is not in", "other", "cart:80", "10.0.0.2:8080 as 10.0.0.2:8080 cart"),
     ("own address", "pod", "10.0.0.1:7", "10.0.0.1:7 as 10.0.0.1:7 -"),
     ("own address, mapped", "pod", "[::ffff:10.0.0.1]:7", "10.0.0.1:7 as 10.0.0.1:7 -"),
+    ("own address of the other family, mapped, another's", "pod", "[::ffff:10.0.0.2]:7", "400: ip mismatch: 10.0.0.1 != 10.0.0.2"),
     ("own address, another than the tunnel's", "wp", "[2001:db8::3]:7", "400: ip mismatch: 10.0.0.3 != 2001:db8::3"),
     ("application tunnel: any", "app", "192.0.2.1:80", "10.0.0.4:15088 as 10.0.0.4:15088 -"),
     ("waypoint of a workload, by service", "wp", "10.0.0.11:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
@@ -119,6 +126,10 @@ const DESTINATIONS: &[Case] = &[
     ("waypoint of a workload, by the service's address", "wp", "10.0.0.15:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
     ("waypoint of a service", "wp", "10.1.0.4:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
     ("waypoint of a range", "wp", "10.7.1.1:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a service whose address a workload has too", "wp", "10.1.0.4:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
+    ("waypoint of a workload whose address a service has too", "other-wp", "10.1.0.4:80", "400: ip mismatch: 10.0.0.19 != 10.1.0.4"),
+    ("waypoint of a range that holds a workload with none", "wp", "10.7.1.7:80", "400: ip mismatch: 10.0.0.3 != 10.7.1.7"),
+    ("waypoint of a workload in a range", "wp", "10.7.1.8:80", "10.0.0.3:80 as 10.0.0.3:80 -"),
     ("waypoint in a weighted set only", "wp", "10.1.0.5:80", "400: ip mismatch: 10.0.0.3 != 10.1.0.5"),
     ("waypoint of a workload on another network", "wp", "10.0.0.16:80", "400: ip mismatch: 10.0.0.3 != 10.0.0.16"),
     ("waypoint that is no endpoint, for its health", "wp-sick", "10.0.0.11:80", "400: ip mismatch: 10.0.0.9 != 10.0.0.11"),
@@ -164,6 +175,9 @@ const TUNNELS: &[Case] = &[
     ("PROXY, port", "proxied", "10.0.0.5:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 10.0.0.5:80"),
     ("PROXY, port, any address", "proxied", "192.0.2.1:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 192.0.2.1:80"),
     ("PROXY, no port", "proxied-as-asked", "10.0.0.6:80", "127.0.0.1:80 as 10.0.0.6:80 - proxy 10.0.0.6:80"),
+    ("PROXY, mapped address", "proxied", "[::ffff:192.0.2.1]:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy 192.0.2.1:80"),
+    ("PROXY, an address of another family than the client's, so UNSPEC", "proxied", "[2001:db8:9::1]:80", "127.0.0.1:15088 as 10.0.0.5:15088 - proxy [2001:db8:9::1]:80"),
+    ("PROXY, host name: VIP of another family than the client's, so UNSPEC", "proxied", "six:80", "127.0.0.1:15088 as 10.0.0.5:15088 six proxy [2001:db8:1::6]:80"),
     ("PROXY, host name: VIP of the own network first", "proxied", "vips:80", "127.0.0.1:15088 as 10.0.0.5:15088 vips proxy [2001:db8:1::2]:80"),
     ("PROXY, host name: then IPv4 first", "proxied-as-asked", "vips:80", "127.0.0.1:80 as 10.0.0.6:80 vips proxy 10.1.0.9:80"),
     ("PROXY, host name: the port as asked for", "proxied-as-asked", "cart:81", "127.0.0.1:8181 as 10.0.0.6:8181 cart proxy 10.1.0.1:81"),
@@ -261,6 +275,7 @@ fn what_the_index_does_not_answer() {
         ("application tunnel", "app", "192.0.2.1:80", None),
         ("known workload", "wp", "10.0.0.11:80", None),
         ("known VIP", "wp", "10.1.0.4:80", None),
+        ("workload in a range", "wp", "10.7.1.7:80", None),
         ("only a range", "wp", "10.7.1.1:80", Some("/10.7.1.1")),
         ("unknown address", "wp", "192.0.2.1:80", Some("/192.0.2.1")),
         (
@@ -287,6 +302,62 @@ fn what_the_index_does_not_answer() {
             None => None,
         };
         assert_eq!(asked.as_deref(), expected, "{what}");
+    }
+}
+
+/// What a peer means by an address is what its own proxy means: a Service that it may not see is not there for it.
+#[test]
+fn addresses_are_seen_with_the_eyes_of_the_peer() {
+    let index = mesh();
+    let authority = parsed("10.1.0.6:80");
+    let cases = [
+        ("shop", "wp", true),
+        ("shop", "other-wp", false),
+        ("elsewhere", "wp", false),
+        ("elsewhere", "other-wp", true),
+    ];
+    for (namespace, pod, admitted) in cases {
+        let identity = SpiffeId::new("td", namespace, "a");
+        let asked = Connect {
+            identity: Some(&identity),
+            ..connect(&index, pod, &authority)
+        };
+        assert_eq!(admit(&index, &asked).is_ok(), admitted, "{namespace} {pod}");
+        assert_eq!(lookup_inbound(&index, &asked), None);
+    }
+}
+
+/// routing.md §10: the daemon's own pod, whose listener keeps no source.
+#[test]
+fn the_own_pod_is_admitted_like_any() {
+    let index = mesh();
+    let asked_for = |authority: &str| {
+        let authority = parsed(authority);
+        let asked = Connect {
+            keep_source: false,
+            ..connect(&index, "pod", &authority)
+        };
+        admit(&index, &asked)
+    };
+    let metrics = asked_for("10.0.0.1:15020").expect("admitted");
+    assert_eq!((metrics.to.port(), metrics.from), (15020, None));
+    assert_eq!(asked_for("10.0.0.1:15008"), Err(Rejection::SelfCall));
+    assert!(asked_for("10.0.0.2:15020").is_err());
+}
+
+/// routing.md §8 step 3 and §11 step 2: without its workload a pod takes nothing. Who is asked for, is not in the state.
+#[test]
+fn an_unknown_local_workload_is_not_found() {
+    let index = mesh();
+    let cases = [
+        ("shop", "pod", "pod", true),
+        ("shop", "pod", "other", false),
+        ("shop", "gone", "pod", false),
+        ("other", "pod", "pod", false),
+    ];
+    for (namespace, name, account, known) in cases {
+        let found = index.local_workload(namespace, name, account);
+        assert_eq!(found.is_some(), known, "{namespace}/{name} {account}");
     }
 }
 
@@ -420,6 +491,29 @@ fn plain_connections() {
             )),
             expected,
             "{target} {socks}"
+        );
+    }
+}
+
+/// routing.md §11: no hairpin to a waypoint.
+#[test]
+fn plain_connections_to_a_pod_behind_a_waypoint_are_delivered() {
+    let index = mesh();
+    for uid in ["b1", "b2", "b4", "wp"] {
+        let local = index.workload(uid).expect("in the mesh");
+        let target = SocketAddr::new(local.addresses[0], 80);
+        let plain = Plain {
+            local,
+            target,
+            client: CLIENT,
+            socks: false,
+            keep_source: true,
+        };
+        let admitted = admit_plain(&index, &plain).expect("admitted");
+        assert_eq!(
+            (admitted.to, admitted.destination, admitted.from),
+            (target, target, Some(CLIENT.ip())),
+            "{uid}"
         );
     }
 }

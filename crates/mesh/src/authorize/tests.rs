@@ -3,6 +3,7 @@
 use super::*;
 use crate::index::Resource;
 use crate::policy::PolicyScope;
+use crate::workload::{Destination, GatewayAddress};
 use Action::{Allow, Deny};
 
 const WEB: &str = "spiffe://td/ns/shop/sa/web";
@@ -551,6 +552,33 @@ fn attributes() {
             false,
         ),
         (
+            "destination of the other family",
+            Match {
+                destination_ips: net("::/0"),
+                ..empty()
+            },
+            false,
+            false,
+        ),
+        (
+            "not destination of the other family",
+            Match {
+                not_destination_ips: net("::/0"),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
+            "destination of either family",
+            Match {
+                destination_ips: [net("::/0"), net("10.0.0.0/8")].concat(),
+                ..empty()
+            },
+            true,
+            true,
+        ),
+        (
             "port",
             Match {
                 destination_ports: vec![79, 80],
@@ -846,7 +874,7 @@ services: [{name: cart, namespace: shop, hostname: cart, vips: [/10.1.0.1], port
         let allowed = |asked: u16| {
             let index = Index::build(mesh.iter().cloned().chain([only(asked)]).collect());
             let local = index.workload(uid).expect("in the mesh");
-            let authority = authority.parse().expect("well formed");
+            let authority = crate::Authority::parsed(authority);
             let client = "10.0.0.9:40000".parse().expect("an address");
             let connect = crate::Connect {
                 local,
@@ -871,6 +899,47 @@ services: [{name: cart, namespace: shop, hostname: cart, vips: [/10.1.0.1], port
         for asked in [80, 8080, 8081, 9000] {
             assert_eq!(allowed(asked), asked == port, "{uid} {authority} {asked}");
         }
+    }
+}
+
+/// policy.md §7: a waypoint's own pod and that of the daemon are destinations like any, judged by what they list themselves.
+#[test]
+fn waypoints_and_the_own_pod_are_destinations_like_any() {
+    let strict = Match {
+        not_principals: vec![StringMatch::Presence],
+        ..Match::default()
+    };
+    let scoped = |name: &str, namespace: &str, scope| {
+        let rules = vec![vec![vec![strict.clone()]]];
+        Policy::new(namespace, name, scope, Deny, rules)
+    };
+    let policies = [
+        scoped("listed", "root", PolicyScope::WorkloadSelector),
+        scoped("infra", "infra", PolicyScope::Namespace),
+    ];
+    let pod = |namespace: &str, listed: &[&str], account: &str| {
+        let waypoint = GatewayAddress {
+            destination: Destination::Hostname("shop/waypoint".parse().expect("a name")),
+            hbone_mtls_port: 15008,
+        };
+        local(listed).with(|profile| {
+            profile.namespace = namespace.into();
+            profile.service_account = account.into();
+            profile.waypoint = Some(Arc::new(waypoint));
+        })
+    };
+    // the pod, whether plaintext may come
+    let cases = [
+        (pod("shop", &[], "waypoint"), true),
+        (pod("shop", &["root/listed"], "waypoint"), false),
+        (pod("infra", &[], "ztunnel"), false),
+        (pod("istio-system", &["root/listed"], "ztunnel"), false),
+        (pod("istio-system", &[], "ztunnel"), true),
+    ];
+    for (pod, plaintext) in cases {
+        let of = format!("{}/{}", pod.namespace, pod.service_account);
+        assert_eq!(ask(&policies, None, &pod).0 == "ok", plaintext, "{of}");
+        assert_eq!(ask(&policies, Some(WEB), &pod).0, "ok", "{of}");
     }
 }
 

@@ -46,8 +46,14 @@ impl Known {
 
     /// The members in groups, if they are many.
     pub(super) fn groups(&self, workloads: &Workloads) -> Option<&Groups> {
-        let groups = || Arc::new(Groups::of(&self.name, &self.members, workloads));
+        let groups = || Arc::new(self.regrouped(workloads));
         self.is_large().then(|| &**self.groups.get_or_init(groups))
+    }
+
+    fn regrouped(&self, workloads: &Workloads) -> Groups {
+        let balancer = self.service.as_ref().and_then(|s| s.load_balancer.as_ref());
+        let asked = balancer.map_or(&[][..], |balancer| &balancer.routing_preferences);
+        Groups::of(&self.name, &self.members, asked, workloads)
     }
 }
 
@@ -96,7 +102,8 @@ impl Services {
         of_host.max_by_key(|s| (namespace == Some(&s.namespace), s.canonical, first(s)))
     }
 
-    pub(super) fn by_ip(
+    /// The Service that has just this address.
+    pub(super) fn by_vip(
         &self,
         network: &str,
         ip: IpAddr,
@@ -108,18 +115,18 @@ impl Services {
             let mut vips = s.vips.iter();
             vips.any(|vip| vip.ip == ip && *vip.network == *network) && s.is_visible_to(namespace)
         };
-        let exact = all
-            .filter(at_ip)
-            .max_by_key(|s| (namespace == Some(&s.namespace), s.canonical, first(s)));
-        exact.or_else(|| self.by_range(network, ip, namespace))
+        all.filter(at_ip)
+            .max_by_key(|s| (namespace == Some(&s.namespace), s.canonical, first(s)))
     }
 
-    fn by_range(
+    /// The Service with a range that holds this address.
+    pub(super) fn by_range(
         &self,
         network: &str,
         ip: IpAddr,
         namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
+        let ip = ip.to_canonical();
         let lengths = self.lengths.keys().filter(|(v4, _)| *v4 == ip.is_ipv4());
         let ranges = lengths.filter_map(|(_, Reverse(length))| IpNet::new(ip, *length).ok());
         let holding = ranges.flat_map(|range| {
@@ -177,6 +184,10 @@ impl Services {
         let old = self
             .known_mut(slot)
             .and_then(|known| known.service.replace(service.clone()));
+        let asked = |service: &Service| service.load_balancer.clone();
+        if old.as_deref().map(asked) != Some(asked(&service)) {
+            self.unsettle(slot);
+        }
         self.rename(slot, old.as_deref(), Some(&service));
     }
 
@@ -187,6 +198,7 @@ impl Services {
         };
         if let Some(old) = self.known_mut(slot).and_then(|known| known.service.take()) {
             self.rename(slot, Some(&old), None);
+            self.unsettle(slot);
             changes.touch(slot);
         }
     }
@@ -332,7 +344,7 @@ impl Services {
             assert!(known.service.is_some() || !known.members.is_empty());
             members += known.members.len();
             if let Some(groups) = known.groups.get() {
-                let afresh = Groups::of(&known.name, &known.members, workloads);
+                let afresh = known.regrouped(workloads);
                 assert!(
                     known.is_large() && **groups == afresh,
                     "groups are as they were"

@@ -254,14 +254,15 @@ fn services_by_address_and_host() {
     ];
     for (what, services, client, expected) in cases {
         let index = Index::build(services);
-        let by_ip = index
-            .service_by_ip("", ip("10.1.0.1"), client)
-            .map(|s| &*s.namespace);
+        let by_ip = match index.at("", ip("10.1.0.1"), client) {
+            Some(Referent::Service(s)) => Some(&*s.namespace),
+            _ => None,
+        };
         assert_eq!(by_ip, expected, "{what}");
         let by_host = index.service_by_host("h", client).map(|s| &*s.namespace);
         assert_eq!(by_host, expected, "{what}");
         assert_eq!(
-            index.service_by_ip("n", ip("10.1.0.1"), client),
+            index.at("n", ip("10.1.0.1"), client),
             None,
             "{what}, other network"
         );
@@ -286,10 +287,9 @@ fn ranges_by_namespace_then_length_then_canonical() {
             "hostname: h, vips: [/10.1.9.9], ports: {}, visibility: Namespace",
         ),
     ]);
-    let found = |index: &Index, at: &str, client: Option<&str>| {
-        index
-            .service_by_ip("", ip(at), client)
-            .map(|s| s.namespace.to_string())
+    let found = |index: &Index, at: &str, client: Option<&str>| match index.at("", ip(at), client) {
+        Some(Referent::Service(s) | Referent::Range(s)) => Some(s.namespace.to_string()),
+        _ => None,
     };
     let cases = [
         ("10.9.0.1", Some("z"), Some("a")),
@@ -321,6 +321,55 @@ fn ranges_by_namespace_then_length_then_canonical() {
     }
     assert_eq!(found(&index, "10.1.1.1", None), None);
     assert_eq!(index, Index::default(), "nothing is left behind");
+}
+
+#[test]
+fn an_address_is_first_a_service_then_a_workload_then_in_a_range() {
+    let held = "
+workloads: [{uid: w, namespace: a, workloadIps: [10.1.0.1, 10.1.0.2, 10.1.0.4], services: {}}]
+services:
+- {name: vip, namespace: a, hostname: vip, vips: [/10.1.0.1, n/10.1.0.2], ports: {}}
+- {name: private, namespace: a, hostname: private, vips: [/10.1.0.4], ports: {}, visibility: Namespace}
+- {name: range, namespace: a, hostname: range, vips: [], ports: {}, cidrVips: [{network: '', cidr: 10.1.0.0/24}]}
+";
+    let index = Index::build(local::parse(held).expect("a good file"));
+    let cases = [
+        ("all three", "", "10.1.0.1", "z", "service vip"),
+        (
+            "all three, mapped",
+            "",
+            "::ffff:10.1.0.1",
+            "z",
+            "service vip",
+        ),
+        ("workload in a range", "", "10.1.0.2", "z", "workload w"),
+        ("only a range", "", "10.1.0.3", "z", "range range"),
+        (
+            "a Service that may be used",
+            "",
+            "10.1.0.4",
+            "a",
+            "service private",
+        ),
+        (
+            "a Service that may not be used",
+            "",
+            "10.1.0.4",
+            "z",
+            "workload w",
+        ),
+        ("on its network", "n", "10.1.0.2", "z", "service vip"),
+        ("nothing", "", "10.2.0.1", "z", "nothing"),
+    ];
+    for (what, network, at, namespace, expected) in cases {
+        let found = match index.at(network, ip(at), Some(namespace)) {
+            Some(Referent::Service(s)) => format!("service {}", s.name),
+            Some(Referent::Workload(w)) => format!("workload {}", w.uid),
+            Some(Referent::Range(s)) => format!("range {}", s.name),
+            None => "nothing".to_owned(),
+        };
+        assert_eq!(found, expected, "{what}");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Asker<'_> {
         let (workload, port, over) = match self.referent(destination) {
             None => return Err(destination.to_string()),
             Some(Referent::Workload(workload)) => (workload, *port, None),
-            Some(Referent::Service(over)) => {
+            Some(Referent::Service(over) | Referent::Range(over)) => {
                 let chosen = choose(self.index, self.wish(over, *port, purpose), rng);
                 let (workload, port) =
                     chosen.ok_or_else(|| format!("{destination} has no usable endpoint"))?;
@@ -100,7 +100,7 @@ impl Asker<'_> {
             |w: &Workload| w.same_identity(self.source) && w.addresses.contains(&self.client);
         match self.referent(&waypoint.destination) {
             Some(Referent::Workload(workload)) => is_source(workload),
-            Some(Referent::Service(service)) => {
+            Some(Referent::Service(service) | Referent::Range(service)) => {
                 let (namespace, hostname) = (&service.namespace, &service.hostname);
                 let own = self.index.workload(&self.source.uid);
                 own.is_some_and(|w| is_source(w) && w.membership(namespace, hostname).is_some())

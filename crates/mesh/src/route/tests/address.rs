@@ -7,6 +7,7 @@ const CASES: &[Case] = &[
     ("1: the dialled address if it is one of its own", "shop/c", "10.0.0.41:81", "tcp 10.0.0.41:81 -"),
     ("1: also when it is another one of them", "shop/c", "10.0.0.42:81", "refused: no healthy upstream: 10.0.0.42:81"),
     ("1: also through a Service", "shop/c", "10.0.0.42:80", "tcp 10.0.0.42:80 two"),
+    ("1: before 2, a family that ip_families forbids", "shop/c", "10.0.0.44:80", "tcp 10.0.0.44:80 two-v6"),
     ("2: the family that was dialled, IPv4", "shop/c", "10.1.0.36:80", "hbone 10.0.0.11:15008 for 10.0.0.11:80 as e1 dual"),
     ("2: the family that was dialled, IPv6", "shop/c", "[2001:db8:1::36]:80", "hbone [2001:db8::11]:15008 for [2001:db8::11]:80 as e1 dual"),
     ("2: the same without ip_families", "shop/c", "[2001:db8:1::1]:80", "hbone [2001:db8::11]:15008 for [2001:db8::11]:8080 as e1 hbone"),

@@ -52,6 +52,13 @@ fn what_the_index_does_not_answer() {
             Some("far/10.0.0.11"),
         ),
         ("only a range", "shop/c", "10.7.0.9:80", Some("/10.7.0.9")),
+        ("a workload in a range", "shop/c", "10.7.7.7:80", None),
+        (
+            "a workload at an invisible Service's address",
+            "other/c",
+            "10.0.0.47:80",
+            None,
+        ),
         ("HOST_NETWORK", "shop/c", "10.0.0.15:80", Some("/10.0.0.15")),
         ("unknown", "shop/c", "203.0.113.1:443", Some("/203.0.113.1")),
         (

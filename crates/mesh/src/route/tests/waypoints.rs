@@ -16,6 +16,7 @@ const CASES: &[Case] = &[
     ("by IP, a VIP that the source may not see", "other/c", "10.0.0.39:80", "refused: unknown waypoint: /10.1.0.54"),
     ("by IP, a VIP that the source may see", "shop/c", "10.0.0.39:80", "hbone 10.0.0.27:15008 for 10.0.0.39:80 as wprivate -"),
     ("by IP, a workload", "shop/c", "[2001:db8::35]:80", "hbone 10.0.0.22:15009 for [2001:db8::35]:80 as w2 -"),
+    ("by IP, a workload in a range", "shop/c", "10.0.0.45:80", "hbone 10.8.0.8:15009 for 10.0.0.45:80 as  -"),
     ("by IP, missing", "shop/c", "10.0.0.36:80", "refused: unknown waypoint: /10.0.0.99"),
     ("family, hostname form: the client's", "shop/c", "[2001:db8:1::14]:80", "hbone [2001:db8::21]:15018 for [2001:db8:1::14]:80 as w1+extra wp-svc"),
     ("family, hostname form, workload waypoint", "shop/c", "[2001:db8::31]:80", "hbone [2001:db8::21]:15018 for [2001:db8::31]:80 as w1+extra -"),
