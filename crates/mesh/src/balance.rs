@@ -40,26 +40,29 @@ pub(crate) fn choose<'a>(
     if wish.service.is_passthrough() {
         return None;
     }
-    let eligible = || {
-        index.endpoint_groups(wish.service).filter_map(|group| {
-            let port = wish.port_of(&group.like)?;
-            Some((wish.rank(group.like.workload)?, group, port))
-        })
-    };
     let (mut best, mut weight) = (0, 0_u64);
-    for (rank, group, _) in eligible() {
+    let mut nearest = Vec::new();
+    for group in index.endpoint_groups(wish.service) {
+        let Some(port) = wish.port_of(&group.like) else {
+            continue;
+        };
+        let Some(rank) = wish.rank(group.like.workload) else {
+            continue;
+        };
         if rank > best {
             (best, weight) = (rank, 0);
+            nearest.clear();
         }
         if rank == best {
             weight += group.weight();
+            nearest.push((group, port));
         }
     }
     if weight == 0 {
         return None;
     }
     let mut drawn = rng.random_range(0..weight);
-    for (_, group, port) in eligible().filter(|(rank, ..)| *rank == best) {
+    for (group, port) in nearest {
         match drawn.checked_sub(group.weight()) {
             Some(rest) => drawn = rest,
             None => {
@@ -132,14 +135,7 @@ impl Wish<'_> {
 }
 
 fn same(scope: Scope, a: &Workload, b: &Workload) -> bool {
-    match scope {
-        Scope::Region => a.place.locality.region == b.place.locality.region,
-        Scope::Zone => a.place.locality.zone == b.place.locality.zone,
-        Scope::Subzone => a.place.locality.subzone == b.place.locality.subzone,
-        Scope::Node => a.place.node == b.place.node,
-        Scope::Cluster => a.cluster_id == b.cluster_id,
-        Scope::Network => a.network == b.network,
-    }
+    scope.of(a) == scope.of(b)
 }
 
 #[cfg(test)]

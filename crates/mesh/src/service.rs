@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::name::{NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 use crate::ports::Ports;
 use crate::spiffe::SpiffeId;
-use crate::workload::{GatewayAddress, Health};
+use crate::workload::{GatewayAddress, Health, Workload};
 
 /// One Service or ServiceEntry. Key: namespace and host name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,6 +150,20 @@ pub enum Scope {
     Cluster,
     /// Network.
     Network,
+}
+
+impl Scope {
+    /// What is compared of a workload.
+    pub(crate) fn of(self, workload: &Workload) -> &Str {
+        match self {
+            Self::Region => &workload.place.locality.region,
+            Self::Zone => &workload.place.locality.zone,
+            Self::Subzone => &workload.place.locality.subzone,
+            Self::Node => &workload.place.node,
+            Self::Cluster => &workload.cluster_id,
+            Self::Network => &workload.network,
+        }
+    }
 }
 
 /// How preferences are used.

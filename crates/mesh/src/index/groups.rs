@@ -12,7 +12,8 @@ use super::members::Member;
 use super::workloads::Workloads;
 use crate::name::{NamespacedHostname, Str};
 use crate::ports::Ports;
-use crate::workload::{ApplicationTunnel, Health, Place, Workload};
+use crate::service::Scope;
+use crate::workload::{ApplicationTunnel, Health, Workload};
 
 /// Members from which on they are put into groups; fewer are looked at one by one within microseconds.
 pub(super) const LARGE: usize = if cfg!(test) { 4 } else { 512 };
@@ -25,12 +26,11 @@ pub(super) struct Groups {
     ends: Box<[u32]>,
 }
 
-/// All that a choice asks of an endpoint, but for the preferences and the port, which belong to the question.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// All that a choice asks of an endpoint; of where it is, only what the Service's preferences ask for.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Traits<'a> {
-    place: &'a Place,
+    scopes: Vec<&'a Str>,
     network: &'a Str,
-    cluster_id: &'a Str,
     ports: &'a Ports,
     tunnel: Option<ApplicationTunnel>,
     capacity: u32,
@@ -41,11 +41,11 @@ struct Traits<'a> {
 }
 
 impl<'a> Traits<'a> {
-    fn of(workload: &'a Workload, ports: &'a Ports) -> Self {
+    fn of(workload: &'a Workload, ports: &'a Ports, asked: &[Scope]) -> Self {
+        let scopes = asked.iter().map(|scope| scope.of(workload));
         Self {
-            place: &workload.place,
+            scopes: scopes.collect(),
             network: &workload.network,
-            cluster_id: &workload.cluster_id,
             ports,
             tunnel: workload.application_tunnel,
             capacity: workload.capacity,
@@ -65,8 +65,13 @@ pub(super) fn surely_alike(a: &Workload, b: &Workload) -> bool {
 }
 
 impl Groups {
-    /// The groups of the members of the Service of that name.
-    pub(super) fn of(name: &NamespacedHostname, members: &[Member], workloads: &Workloads) -> Self {
+    /// The groups of the members of the Service of that name, if it asks for those scopes.
+    pub(super) fn of(
+        name: &NamespacedHostname,
+        members: &[Member],
+        asked: &[Scope],
+        workloads: &Workloads,
+    ) -> Self {
         let mut group_of = Vec::with_capacity(members.len());
         let mut lengths: Vec<u32> = Vec::new();
         let mut by_traits = HashMap::new();
@@ -83,7 +88,7 @@ impl Groups {
             );
             let find = || {
                 let listed = workload.membership(&name.namespace, &name.hostname)?;
-                let traits = Traits::of(workload, &listed.ports);
+                let traits = Traits::of(workload, &listed.ports, asked);
                 Some(*by_traits.entry(traits).or_insert_with(|| {
                     lengths.push(0);
                     lengths.len() - 1

@@ -46,8 +46,14 @@ impl Known {
 
     /// The members in groups, if they are many.
     pub(super) fn groups(&self, workloads: &Workloads) -> Option<&Groups> {
-        let groups = || Arc::new(Groups::of(&self.name, &self.members, workloads));
+        let groups = || Arc::new(self.regrouped(workloads));
         self.is_large().then(|| &**self.groups.get_or_init(groups))
+    }
+
+    fn regrouped(&self, workloads: &Workloads) -> Groups {
+        let balancer = self.service.as_ref().and_then(|s| s.load_balancer.as_ref());
+        let asked = balancer.map_or(&[][..], |balancer| &balancer.routing_preferences);
+        Groups::of(&self.name, &self.members, asked, workloads)
     }
 }
 
@@ -178,6 +184,10 @@ impl Services {
         let old = self
             .known_mut(slot)
             .and_then(|known| known.service.replace(service.clone()));
+        let asked = |service: &Service| service.load_balancer.clone();
+        if old.as_deref().map(asked) != Some(asked(&service)) {
+            self.unsettle(slot);
+        }
         self.rename(slot, old.as_deref(), Some(&service));
     }
 
@@ -188,6 +198,7 @@ impl Services {
         };
         if let Some(old) = self.known_mut(slot).and_then(|known| known.service.take()) {
             self.rename(slot, Some(&old), None);
+            self.unsettle(slot);
             changes.touch(slot);
         }
     }
@@ -333,7 +344,7 @@ impl Services {
             assert!(known.service.is_some() || !known.members.is_empty());
             members += known.members.len();
             if let Some(groups) = known.groups.get() {
-                let afresh = Groups::of(&known.name, &known.members, workloads);
+                let afresh = known.regrouped(workloads);
                 assert!(
                     known.is_large() && **groups == afresh,
                     "groups are as they were"
