@@ -137,6 +137,12 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Ready once the connection is cut by [`Driver::cut_when`], never otherwise. To be raced against
+    /// [`Slot::connect`], which only sees that the connection is gone.
+    pub fn cut(&self) -> impl Future<Output = ()> + use<> {
+        once_cut(Some(&self.permit))
+    }
+
     /// Sends the CONNECT and waits for the answer; only exactly 200 is success. Dropping the future resets the stream.
     ///
     /// There is no time limit of its own: a dead connection is found by PING, a slow destination is the peer's matter.
@@ -159,10 +165,16 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Line>);
 
-impl Permit {
-    /// Tells when the connection is cut; `None` if it never is.
-    pub(crate) fn cut(&self) -> Option<watch::Receiver<bool>> {
-        self.0.cut.get().map(watch::Sender::subscribe)
+/// Ready once the connection of `permit` is cut.
+pub(crate) fn once_cut(permit: Option<&Permit>) -> impl Future<Output = ()> + use<> {
+    let cut = permit.and_then(|permit| permit.0.cut.get().map(watch::Sender::subscribe));
+    async move {
+        if let Some(mut cut) = cut
+            && cut.wait_for(|cut| *cut).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
     }
 }
 

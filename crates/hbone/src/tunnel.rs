@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
-use crate::client::Permit;
+use crate::client::{Permit, once_cut};
 use crate::head::BAGGAGE;
 use crate::{Baggage, TunnelError, TunnelIo};
 
@@ -49,15 +49,7 @@ impl Tunnel {
     /// Client: ready once the connection under the tunnel is cut by [`Driver::cut_when`](crate::Driver::cut_when), never
     /// otherwise. Costs nothing where a connection cannot be cut.
     pub fn cut(&self) -> impl Future<Output = ()> + use<> {
-        let cut = self.recv.permit.as_ref().and_then(|permit| permit.cut());
-        async move {
-            if let Some(mut cut) = cut
-                && cut.wait_for(|cut| *cut).await.is_ok()
-            {
-                return;
-            }
-            std::future::pending().await
-        }
+        once_cut(self.recv.permit.as_deref())
     }
 
     /// The two directions, to be driven apart or together.

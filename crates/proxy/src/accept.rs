@@ -18,6 +18,11 @@ use crate::{dns, inbound, outbound, passthrough, report};
 /// Pause after a failed accept, so that exhausted descriptors do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// Connections taken from a listener that closes: as many as its queue holds.
+const REST_MAX: usize = 4096;
+/// Of these, as many before other work of the thread has its turn.
+const REST_SLICE: usize = 32;
+
 /// Listeners of a pod that bring connections.
 pub(crate) const LISTENERS: usize = 3;
 
@@ -133,12 +138,33 @@ async fn listen(
     // What the kernel has completed already would be reset by closing the listener. Asked directly: the runtime would
     // only tell of connections that it has heard of.
     let listener = listener.into_std()?;
-    while *phase.borrow() == Phase::Drain {
+    let take = |stream| {
+        admit(shard, pod, kind, stream);
+        *phase.borrow() == Phase::Drain
+    };
+    if *phase.borrow() == Phase::Drain {
+        rest(&listener, take).await?;
+    }
+    Ok(())
+}
+
+/// Gives what waits in `listener` to `take` until nothing does, or `take` says that it is enough. Who comes meanwhile is
+/// served as well, but no more than a full queue of them, and other work of the thread has its turn.
+async fn rest(
+    listener: &std::net::TcpListener,
+    take: impl Fn(TcpStream) -> bool,
+) -> io::Result<()> {
+    for number in 1..=REST_MAX {
         let Ok((stream, _)) = listener.accept() else {
             break;
         };
         stream.set_nonblocking(true)?;
-        admit(shard, pod, kind, stream);
+        if !take(stream) {
+            break;
+        }
+        if number % REST_SLICE == 0 {
+            tokio::task::yield_now().await;
+        }
     }
     Ok(())
 }
@@ -215,4 +241,61 @@ fn settle(
 /// The address without IPv4-in-IPv6 mapping.
 pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn listener() -> (std::net::TcpListener, SocketAddr) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let to = listener.local_addr().unwrap();
+        (listener, to)
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_taken_before_a_listener_closes() {
+        let (listener, to) = listener();
+        let _clients = [(); 5].map(|()| TcpStream::connect(to).unwrap());
+        let taken = Cell::new(0);
+        let take = |wanted| {
+            let taken = &taken;
+            move |_| {
+                taken.set(taken.get() + 1);
+                taken.get() < wanted
+            }
+        };
+        rest(&listener, take(2)).await.unwrap();
+        assert_eq!(taken.get(), 2);
+        rest(&listener, take(100)).await.unwrap();
+        assert_eq!(taken.get(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_flood_neither_holds_the_thread_nor_the_listener() {
+        let (listener, to) = listener();
+        let _first = TcpStream::connect(to).unwrap();
+        let (taken, turns) = (Cell::new(0), Cell::new(0));
+        let flooded = rest(&listener, |_| {
+            taken.set(taken.get() + 1);
+            // whoever goes is followed by the next at once
+            TcpStream::connect(to).is_ok()
+        });
+        let other = async {
+            loop {
+                turns.set(turns.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = other => unreachable!("it goes on for ever"),
+            done = flooded => done.unwrap(),
+        }
+        assert_eq!(taken.get(), REST_MAX);
+        assert!(turns.get() >= REST_MAX / REST_SLICE, "{turns:?}");
+    }
 }

@@ -11,9 +11,6 @@ pub enum Failure {
     /// The pod's own workload did not appear in the mesh state in time.
     #[error("failed to fetch information about local workload: {0}")]
     LocalWorkload(String),
-    /// The connection leads to one of our own listeners.
-    #[error("attempted recursive call to ourselves")]
-    SelfCall,
     /// The mesh has no way to the destination.
     #[error("{0}")]
     Route(mesh::Refusal),
@@ -129,7 +126,6 @@ impl Failure {
             Failure::Refused(_) | Failure::Data(_) => Flag::H2HandshakeFailure,
             Failure::ConnectTimeout { .. } => Flag::NetworkPolicy,
             Failure::LocalWorkload(_)
-            | Failure::SelfCall
             | Failure::Route(_)
             | Failure::Lacks(_)
             | Failure::NotFound { .. }
@@ -154,7 +150,6 @@ impl Failure {
             Failure::Rejected(why) => why.status(),
             Failure::Denied(_) | Failure::PolicyChange => 401,
             Failure::LocalWorkload(_)
-            | Failure::SelfCall
             | Failure::Route(_)
             | Failure::Lacks(_)
             | Failure::NotFound { .. }
@@ -178,18 +173,17 @@ impl Failure {
         }
     }
 
-    /// A short fixed word for counters.
+    /// A short fixed word for counters and the dump: part of what others build on, so none changes its meaning.
     pub fn reason(&self) -> &'static str {
         match self {
             Failure::LocalWorkload(_) => "local_workload_unknown",
-            Failure::SelfCall => "self_call",
-            Failure::Route(_) => "no_route",
+            Failure::Route(why) => no_route(why),
             Failure::Lacks(_) | Failure::NotFound { .. } => "lookup",
             Failure::LookupBudget => "lookup_budget",
             Failure::NotResolved { .. } => "resolve",
             Failure::Ipv6Off => "ipv6_off",
             Failure::OtherNetwork => "double_hbone",
-            Failure::Rejected(_) => "rejected",
+            Failure::Rejected(why) => rejected(why),
             Failure::Request(_) => "bad_request",
             Failure::Denied(_) => "policy",
             Failure::PolicyChange => "policy_change",
@@ -207,6 +201,28 @@ impl Failure {
             Failure::Refused(_) => "refused_by_peer",
             Failure::Data(_) => "tunnel_broken",
         }
+    }
+}
+
+fn no_route(why: &mesh::Refusal) -> &'static str {
+    match why {
+        mesh::Refusal::SelfCall => "self_call",
+        mesh::Refusal::NoHealthyUpstream(_) => "no_healthy_upstream",
+        mesh::Refusal::UnknownWaypoint(_) => "unknown_waypoint",
+        mesh::Refusal::NoDestination(_) => "no_destination",
+        mesh::Refusal::NotResolved(_) => "resolve",
+        mesh::Refusal::UnknownGateway(_) => "unknown_gateway",
+        mesh::Refusal::NoInnerIdentity(_) => "no_inner_identity",
+    }
+}
+
+fn rejected(why: &mesh::Rejection) -> &'static str {
+    match why {
+        mesh::Rejection::Mismatch { .. } => "ip_mismatch",
+        mesh::Rejection::UnknownHost(_) => "unknown_host",
+        mesh::Rejection::UnknownPort { .. } => "unknown_port",
+        mesh::Rejection::SelfCall => "self_call",
+        mesh::Rejection::NoAddress(_) => "no_service_address",
     }
 }
 
@@ -273,5 +289,184 @@ mod tests {
             "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: "
         ));
         assert_eq!(timeout.flag(), Flag::NetworkPolicy);
+    }
+
+    fn refusals() -> Vec<(Failure, &'static str)> {
+        let at = "10.0.0.1:80".parse().unwrap();
+        let text = || "shop/x".to_owned();
+        use mesh::Refusal::*;
+        [
+            (SelfCall, "self_call"),
+            (NoHealthyUpstream(at), "no_healthy_upstream"),
+            (UnknownWaypoint(text()), "unknown_waypoint"),
+            (NoDestination("x".into()), "no_destination"),
+            (NotResolved("x".into()), "resolve"),
+            (UnknownGateway(text()), "unknown_gateway"),
+            (NoInnerIdentity("x".into()), "no_inner_identity"),
+        ]
+        .map(|(why, word)| (Failure::Route(why), word))
+        .into()
+    }
+
+    fn rejections() -> Vec<(Failure, &'static str, u16)> {
+        use mesh::Rejection::*;
+        let mismatch = Mismatch {
+            accepted_on: [10, 0, 0, 1].into(),
+            asked_for: [10, 0, 0, 2].into(),
+        };
+        let host = || mesh::Str::from("x");
+        let port = UnknownPort {
+            host: host(),
+            port: 80,
+        };
+        [
+            (mismatch, "ip_mismatch", 400),
+            (UnknownHost(host()), "unknown_host", 503),
+            (port, "unknown_port", 503),
+            (SelfCall, "self_call", 503),
+            (NoAddress(host()), "no_service_address", 503),
+        ]
+        .map(|(why, word, status)| (Failure::Rejected(why), word, status))
+        .into()
+    }
+
+    #[test]
+    fn every_word_of_the_mesh_is_told_apart() {
+        let routes = refusals()
+            .into_iter()
+            .map(|(why, word)| (why, word, 503))
+            .chain(rejections());
+        let mut words = std::collections::BTreeSet::new();
+        for (failure, word, status) in routes {
+            assert_eq!(failure.reason(), word);
+            assert_eq!(
+                (failure.flag(), failure.status()),
+                (Flag::Connect, status),
+                "{word}"
+            );
+            assert!(
+                words.insert(word) || word == "self_call",
+                "{word} is used twice"
+            );
+        }
+    }
+
+    /// The rows of routing §14.
+    #[test]
+    fn the_table_of_errors_is_kept() {
+        let to: SocketAddr = "10.0.0.1:15008".parse().unwrap();
+        let io = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let h2 = hbone::ConnectError::Unsendable("baggage");
+        let forgotten = identity::IdentityError::Forgotten;
+        let preface = hbone::HandshakeError::Preface;
+        let refused = hbone::ConnectError::Status(hbone::StatusCode::FORBIDDEN);
+        let workload = || Failure::LocalWorkload("workload is unknown: a.b (c)".into());
+        for (failure, text, flag, reason) in [
+            (
+                Failure::ConnectTimeout { to },
+                "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: ",
+                Flag::NetworkPolicy,
+                "connect_timeout",
+            ),
+            (
+                Failure::Connect { to, cause: io() },
+                "io error: ",
+                Flag::Connect,
+                "connect",
+            ),
+            (
+                Failure::Application { to, cause: io() },
+                "connection failed: ",
+                Flag::Connect,
+                "application",
+            ),
+            (
+                Failure::Denied(mesh::Denial::NotAllowed),
+                "connection closed due to policy rejection: ",
+                Flag::Deny,
+                "policy",
+            ),
+            (
+                Failure::PolicyChange,
+                "connection closed due to policy change",
+                Flag::Deny,
+                "policy_change",
+            ),
+            (
+                Failure::Tls(io()),
+                "io error: ",
+                Flag::Connect,
+                "tls_handshake",
+            ),
+            (
+                Failure::TlsConfig("x".into()),
+                "tls error: ",
+                Flag::TlsFailure,
+                "tls_config",
+            ),
+            (
+                Failure::Identity(forgotten),
+                "identity error: ",
+                Flag::IdentityError,
+                "identity",
+            ),
+            (
+                Failure::Handshake(preface),
+                "http2 handshake failed: ",
+                Flag::H2HandshakeFailure,
+                "h2_handshake",
+            ),
+            (
+                Failure::Refused(h2),
+                "h2 failed: ",
+                Flag::H2HandshakeFailure,
+                "refused_by_peer",
+            ),
+            (
+                Failure::Refused(refused),
+                "http status: 403 Forbidden",
+                Flag::Connect,
+                "refused_by_peer",
+            ),
+            (
+                Failure::CertRevoked,
+                "connection closed: peer certificate revoked by CRL",
+                Flag::CertRevoked,
+                "cert_revoked",
+            ),
+            (
+                Failure::Drain,
+                "connection closed due to connection drain",
+                Flag::None,
+                "drain",
+            ),
+            (
+                workload(),
+                "failed to fetch information about local workload: ",
+                Flag::Connect,
+                "local_workload_unknown",
+            ),
+            (
+                Failure::LookupBudget,
+                "too many lookups of this pod are open",
+                Flag::Connect,
+                "lookup_budget",
+            ),
+            (
+                Failure::Ipv6Off,
+                "IPv6 is switched off",
+                Flag::Connect,
+                "ipv6_off",
+            ),
+            (
+                Failure::OtherNetwork,
+                "destination is on another network",
+                Flag::Connect,
+                "double_hbone",
+            ),
+        ] {
+            assert!(failure.to_string().starts_with(text), "{failure}");
+            assert_eq!((failure.flag(), failure.reason()), (flag, reason), "{text}");
+        }
     }
 }

@@ -275,4 +275,49 @@ policies: [POLICY]
         drop(place);
         assert!(live.open_flows().is_empty());
     }
+
+    /// The same mesh with the policy in force for the workloads that list it, and what cart lists.
+    fn listing(policies: &str) -> Index {
+        let policy = DENY_WEB.replace("scope: Namespace", "scope: WorkloadSelector");
+        let text = MESH.replace("POLICY", &policy).replace(
+            "services: {}",
+            &format!("services: {{}}\n  authorizationPolicies: [{policies}]"),
+        );
+        Index::build(mesh::local::parse(&text).expect("the text is valid"))
+    }
+
+    #[test]
+    fn a_workload_that_now_lists_a_deny_is_enough() {
+        let (before, after) = (listing(""), listing("shop/no-web"));
+        let live = Live::new(watch::Sender::new(Arc::new(listing(""))).subscribe());
+        let (_web, mut web) = live.guard(open(), subject(&before, "web"));
+        let (_other, mut other) = live.guard(open(), subject(&before, "other"));
+        let keys: Vec<u64> = live.flows.borrow().keys().copied().collect();
+        assert!(live.review(&before, &keys, false).is_empty());
+        assert_eq!(live.review(&after, &keys, false).len(), 1);
+        assert!(web.try_recv().is_ok() && other.try_recv().is_err());
+        // told once
+        assert!(live.review(&after, &keys, true).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_table_longer_than_a_slice_is_reviewed_to_its_end() {
+        let first = Index::build(resources(""));
+        let web = subject(&first, "web");
+        let sender = watch::Sender::new(Arc::new(first));
+        let live = Live::new(sender.subscribe());
+        let flows = std::iter::repeat_with(|| live.guard(open(), web.clone()));
+        let (_places, cuts): (Vec<_>, Vec<_>) = flows.take(2 * REVIEW_SLICE + 1).unzip();
+        let delta = sender.borrow().delta_to(&resources(DENY_WEB));
+        sender.send_modify(|index| drop(Arc::make_mut(index).apply(delta)));
+        let all = async {
+            for cut in cuts {
+                cut.await.expect("cut, not dropped");
+            }
+        };
+        tokio::select! {
+            () = live.watch() => panic!("the sender is still there"),
+            () = all => {}
+        }
+    }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh::{Flow, Hop, Plan, Workload};
+use mesh::{Flow, Hop, Plan, SpiffeId, Workload};
 use telemetry::access::Direction;
 use tracing::Instrument;
 
@@ -84,8 +84,8 @@ async fn carry(
     trace: hbone::Traceparent,
     report: &Report,
 ) -> Result<(), Failure> {
-    match &plan.hop {
-        Hop::Passthrough | Hop::Tcp => {
+    match tunnel(&plan.hop)? {
+        None => {
             let dial = Dial::Hop { to: plan.to };
             let mut upstream = connect(&*flow.pod.net, &dial)
                 .await
@@ -93,13 +93,10 @@ async fn carry(
             copy::plain(&mut flow.stream, &mut upstream, report).await;
             Ok(())
         }
-        Hop::Hbone {
-            authority,
-            expected,
-        } => {
+        Some((authority, expected)) => {
             let key = Key {
                 source: source.identity(),
-                expected: expected.clone(),
+                expected: expected.to_vec(),
                 destination: plan.destination.as_ref().map(|w| w.uid.clone()),
                 client: flow.peer.ip(),
                 next_hop: plan.to,
@@ -122,6 +119,19 @@ async fn carry(
                 .await?;
             tunnels::copy(&mut flow.stream, tunnel, report).await
         }
+    }
+}
+
+/// Authority and expected identities of the tunnel that `hop` asks for; none = plain TCP.
+///
+/// Errors: a tunnel that cannot be made yet is refused: there is no other way to where it leads.
+fn tunnel(hop: &Hop) -> Result<Option<(&str, &[SpiffeId])>, Failure> {
+    match hop {
+        Hop::Passthrough | Hop::Tcp => Ok(None),
+        Hop::Hbone {
+            authority,
+            expected,
+        } => Ok(Some((authority, expected))),
         Hop::DoubleHbone { .. } => Err(Failure::OtherNetwork),
     }
 }
@@ -171,5 +181,31 @@ fn open_flow(flow: &Accepted, plan: &Plan) -> OpenFlow {
             Hop::Hbone { .. } => "HBONE",
             Hop::DoubleHbone { .. } => "DOUBLEHBONE",
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_hop_goes_without_a_tunnel() {
+        let id = |account: &str| vec![SpiffeId::new("cluster.local", "shop", account)];
+        let authority = || "web.shop:80".to_owned();
+        for plain in [Hop::Passthrough, Hop::Tcp] {
+            assert!(tunnel(&plain).unwrap().is_none());
+        }
+        let hop = Hop::Hbone {
+            authority: authority(),
+            expected: id("web"),
+        };
+        assert_eq!(tunnel(&hop).unwrap(), Some(("web.shop:80", &*id("web"))));
+        let hop = Hop::DoubleHbone {
+            authority: authority(),
+            gateway: id("gateway"),
+            expected: id("web"),
+        };
+        let refused = tunnel(&hop).unwrap_err();
+        assert!(matches!(refused, Failure::OtherNetwork), "{refused}");
     }
 }

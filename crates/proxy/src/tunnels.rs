@@ -77,11 +77,12 @@ impl Tunnels {
                     hbone::GetError::Dial(failure) => failure,
                     other => Failure::Pool(other.to_string()),
                 })?;
-            match slot.connect(connect).await {
-                Ok(tunnel) => return Ok(tunnel),
+            match ask(slot, connect).await {
                 // no byte of the application has been sent before the answer, so it may be asked again
-                Err(lost) if lost.peer_left() && tried < CONNECT_TRIES_MAX => tried += 1,
-                Err(refused) => return Err(Failure::Refused(refused)),
+                Err(Failure::Refused(lost)) if lost.peer_left() && tried < CONNECT_TRIES_MAX => {
+                    tried += 1
+                }
+                done => return done,
             }
         }
     }
@@ -124,6 +125,18 @@ impl Tunnels {
     }
 }
 
+/// Sends the CONNECT and waits for its answer.
+///
+/// Errors: refused, or the connection was lost; [`Failure::CertRevoked`] when it was this side that cut it.
+async fn ask(slot: hbone::Slot, connect: &hbone::Connect<'_>) -> Result<hbone::Tunnel, Failure> {
+    let cut = slot.cut();
+    tokio::select! {
+        biased;
+        () = cut => Err(Failure::CertRevoked),
+        done = slot.connect(connect) => done.map_err(Failure::Refused),
+    }
+}
+
 /// Waits until the certificate of the peer at `to` is taken back.
 async fn revoked(mut watch: Watch, pod: Str, to: SocketAddr) {
     watch.revoked().await;
@@ -143,5 +156,114 @@ pub(crate) async fn copy(
         biased;
         () = cut => Err(Failure::CertRevoked),
         ended = into_tunnel(client, tunnel, count) => ended,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::io::DuplexStream;
+    use tokio::sync::oneshot;
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+
+    const PIPE: usize = 1 << 16;
+
+    fn connect() -> hbone::Connect<'static> {
+        hbone::Connect {
+            authority: "10.0.0.2:80",
+            baggage: hbone::HeaderValue::from_static(""),
+            forwarded: hbone::Forwarded {
+                client: "10.0.0.1:40000".parse().unwrap(),
+                host: None,
+            },
+            traceparent: hbone::Traceparent::random(&mut rand::rng()),
+            forwarded_network: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_revoked_before_its_answer_is_not_asked_again() {
+        let work = async {
+            let (near, far) = tokio::io::duplex(PIPE);
+            let settings = hbone::Settings::default();
+            let (revoke, told) = oneshot::channel::<()>();
+            let (sender, driver) = hbone::handshake(near, &settings).await.unwrap();
+            let driving = spawn_local(driver.cut_when(async { told.await.unwrap() }));
+            spawn_local(async move {
+                let mut server = hbone::Server::handshake(far, &settings).await.unwrap();
+                let unanswered = server.accept().await.unwrap().unwrap();
+                revoke.send(()).unwrap();
+                server.accept().await;
+                drop(unanswered);
+            });
+            let done = ask(sender.claim(), &connect()).await;
+            assert!(matches!(done, Err(Failure::CertRevoked)), "{done:?}");
+            assert!(driving.await.unwrap().is_err());
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn whoever_differs_in_anything_that_matters_has_a_tunnel_of_its_own() {
+        let id = |account: &str| SpiffeId::new("cluster.local", "shop", account);
+        let key = Key {
+            source: id("web"),
+            expected: vec![id("cart")],
+            destination: Some("c//Pod/shop/cart-0".into()),
+            client: [10, 0, 0, 1].into(),
+            next_hop: "10.0.0.2:15008".parse().unwrap(),
+        };
+        let keys = [
+            key.clone(),
+            Key {
+                source: id("other"),
+                ..key.clone()
+            },
+            Key {
+                expected: vec![id("cart"), id("web")],
+                ..key.clone()
+            },
+            Key {
+                destination: Some("c//Pod/shop/cart-1".into()),
+                ..key.clone()
+            },
+            Key {
+                destination: None,
+                ..key.clone()
+            },
+            Key {
+                client: [10, 0, 0, 9].into(),
+                ..key.clone()
+            },
+            Key {
+                next_hop: "10.0.0.3:15008".parse().unwrap(),
+                ..key.clone()
+            },
+            Key {
+                next_hop: "10.0.0.2:15009".parse().unwrap(),
+                ..key
+            },
+        ];
+        let work = async {
+            let settings = hbone::Settings::default();
+            let pool = hbone::Pool::new(&settings);
+            let peers = RefCell::<Vec<DuplexStream>>::default();
+            let dial = || async {
+                let (near, far) = tokio::io::duplex(PIPE);
+                peers.borrow_mut().push(far);
+                hbone::handshake(near, &settings).await
+            };
+            let mut slots = Vec::new();
+            for _ in 0..2 {
+                for key in &keys {
+                    slots.push(pool.get(key, dial).await.unwrap());
+                }
+                assert_eq!(peers.borrow().len(), keys.len());
+            }
+        };
+        LocalSet::new().run_until(work).await;
     }
 }

@@ -40,6 +40,27 @@ fn every_tunnel_learns_of_the_cut_and_nothing_is_said_to_the_peer() {
 }
 
 #[test]
+fn an_unanswered_connect_learns_of_the_cut() {
+    run(async {
+        let (near, _far) = tokio::io::duplex(PIPE);
+        let (cut, signal) = oneshot::channel();
+        let (sender, driver) = handshake(near, &Settings::default()).await.unwrap();
+        let driving = spawn_local(driver.cut_when(async { signal.await.unwrap() }));
+        let slot = sender.claim();
+        let told = slot.cut();
+        assert!(!is_ready(slot.cut()));
+        cut.send(()).unwrap();
+        let asked = connect();
+        tokio::select! {
+            biased;
+            () = told => {}
+            done = slot.connect(&asked) => panic!("{done:?}"),
+        }
+        assert!(driving.await.unwrap().is_err());
+    });
+}
+
+#[test]
 fn a_connection_that_ends_otherwise_was_not_cut() {
     run(async {
         let (near, far) = tokio::io::duplex(PIPE);
