@@ -32,6 +32,8 @@ pub(super) enum Fault {
     NoPayload,
     #[error("a payload of {bytes} bytes, expected at most {PAYLOAD_BYTES_MAX}")]
     TooLarge { bytes: usize },
+    #[error("beyond the {0} resources of one response")]
+    TooMany(usize),
     #[error("unknown address type")]
     NoArm,
     #[error("{field}: an IP address of {bytes} bytes, expected 4 or 16")]

@@ -1,7 +1,8 @@
 //! Looking up single addresses while the subscription is on demand: many ask, one question goes out, all get the answer.
 //!
-//! An answer "there is no such thing" is believed for a moment only: istiod does not tell when an address that was asked for in vain
-//! comes to life. Leaves to others: what to ask for (`mesh::lookup`), and what an answer means for a connection (`proxy`).
+//! An answer is believed for a moment only: istiod does not tell when an address that was asked for in vain comes to life. What is
+//! held has no need to be believed, unless the mesh does not answer by it: an address of the host's network, a service that the
+//! asker may not see. Leaves to others: what to ask for (`mesh::lookup`), and what an answer means for a connection (`proxy`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,10 +19,10 @@ use super::subscriber::Answer;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Questions under way at a time.
 const OPEN_MAX: usize = 4096;
-/// How long something that was not there is not asked for again.
-const ABSENT_FRESH: Duration = Duration::from_secs(1);
-/// Absent names that are remembered for that long.
-const ABSENT_MAX: usize = 4096;
+/// How long something that was answered is not asked for again.
+const FRESH: Duration = Duration::from_secs(1);
+/// Answers that are remembered for that long.
+const FRESH_MAX: usize = 4096;
 
 /// Why a lookup has no answer. The connection it is for must not go on: its destination may be one that needs protection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,8 +78,15 @@ struct Book {
     open: HashMap<String, watch::Sender<Option<Answer>>>,
     /// Those of them that the server was not asked on this stream.
     unsent: BTreeSet<String>,
-    absent: HashMap<String, Instant>,
+    /// What was answered lately: whether it is there, and since when that is known.
+    fresh: HashMap<String, (bool, Instant)>,
     stopped: bool,
+}
+
+/// Where a question stands.
+enum Ask<'a> {
+    Known(bool),
+    Waits(Place<'a>),
 }
 
 /// A place in the queue of one question.
@@ -110,8 +118,9 @@ impl Asks {
     }
 
     async fn find(&self, name: String) -> Result<bool, FindError> {
-        let Some(mut place) = self.queue(name)? else {
-            return Ok(false);
+        let mut place = match self.queue(name)? {
+            Ask::Known(is_there) => return Ok(is_there),
+            Ask::Waits(place) => place,
         };
         let Some(door) = place.door.as_mut() else {
             return Err(FindError::Stopped);
@@ -127,15 +136,16 @@ impl Asks {
         }
     }
 
-    /// Joins the question about `name`, or opens it. `None`: it was answered a moment ago, there is no such thing.
-    fn queue(&self, name: String) -> Result<Option<Place<'_>>, FindError> {
+    /// Joins the question about `name`, or opens it, unless it was answered a moment ago.
+    fn queue(&self, name: String) -> Result<Ask<'_>, FindError> {
         let mut book = self.lock();
         if book.stopped {
             return Err(FindError::Stopped);
         }
-        let fresh = |at: &Instant| at.elapsed() < ABSENT_FRESH;
-        if book.absent.get(&name).is_some_and(fresh) {
-            return Ok(None);
+        if let Some((is_there, at)) = book.fresh.get(&name)
+            && at.elapsed() < FRESH
+        {
+            return Ok(Ask::Known(*is_there));
         }
         let door = match book.open.get(&name) {
             Some(of) => of.subscribe(),
@@ -148,7 +158,7 @@ impl Asks {
                 door
             }
         };
-        Ok(Some(Place {
+        Ok(Ask::Waits(Place {
             asks: self,
             name,
             door: Some(door),
@@ -176,6 +186,11 @@ impl Asks {
         }
     }
 
+    /// The state changes: what was held may not be held any more. To be called before it does.
+    pub(super) fn changes(&self) {
+        self.lock().fresh.retain(|_, (is_there, _)| !*is_there);
+    }
+
     /// The server's answers, once the state holds what they bring.
     pub(super) fn release(&self, answers: &[(String, Answer)]) {
         if answers.is_empty() {
@@ -184,10 +199,10 @@ impl Asks {
         let now = Instant::now();
         let mut book = self.lock();
         for (name, answer) in answers {
-            if *answer == Answer::Absent {
-                book.remember(name, now);
-            } else {
-                book.absent.remove(name);
+            match answer {
+                Answer::Held => book.remember(name, true, now),
+                Answer::Absent => book.remember(name, false, now),
+                Answer::Rejected => drop(book.fresh.remove(name)),
             }
             book.unsent.remove(name);
             if let Some(of) = book.open.remove(name) {
@@ -206,13 +221,15 @@ impl Asks {
 }
 
 impl Book {
-    fn remember(&mut self, name: &str, now: Instant) {
-        if self.absent.len() >= ABSENT_MAX {
-            self.absent
-                .retain(|_, at| now.duration_since(*at) < ABSENT_FRESH);
+    fn remember(&mut self, name: &str, is_there: bool, now: Instant) {
+        // what was known is older, also where there is no room
+        self.fresh.remove(name);
+        if self.fresh.len() >= FRESH_MAX {
+            self.fresh
+                .retain(|_, (_, at)| now.duration_since(*at) < FRESH);
         }
-        if self.absent.len() < ABSENT_MAX {
-            self.absent.insert(name.to_owned(), now);
+        if self.fresh.len() < FRESH_MAX {
+            self.fresh.insert(name.to_owned(), (is_there, now));
         }
     }
 }
@@ -245,23 +262,31 @@ mod tests {
             };
             let (a, b, ()) = tokio::join!(ask(&asks, "n"), ask(&asks, "n"), server);
             assert_eq!((&a, &b), (&expected, &expected));
-            sleep(ABSENT_FRESH).await;
+            sleep(FRESH).await;
         }
         assert!(asks.lock().open.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn absence_is_believed_for_a_moment() {
+    async fn an_answer_is_believed_for_a_moment() {
+        let late = Err(FindError::Timeout("n".into()));
         let asks = Asks::default();
-        asks.release(&answered("n", Answer::Absent));
-        sleep(ABSENT_FRESH - Duration::from_millis(1)).await;
-        assert_eq!(ask(&asks, "n").await, Ok(false));
-        sleep(Duration::from_millis(1)).await;
-        assert_eq!(ask(&asks, "n").await, Err(FindError::Timeout("n".into())));
-        asks.release(&answered("n", Answer::Absent));
+        for (answer, expected) in [(Answer::Absent, false), (Answer::Held, true)] {
+            asks.release(&answered("n", answer));
+            sleep(FRESH - Duration::from_millis(1)).await;
+            assert_eq!(ask(&asks, "n").await, Ok(expected));
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(ask(&asks, "n").await, late, "asked again");
+        }
         asks.release(&answered("n", Answer::Held));
-        // held a moment ago, but not any more: this is asked
-        assert_eq!(ask(&asks, "n").await, Err(FindError::Timeout("n".into())));
+        asks.release(&answered("n", Answer::Rejected));
+        assert_eq!(ask(&asks, "n").await, late, "it may be there");
+        asks.release(&answered("n", Answer::Held));
+        asks.changes();
+        assert_eq!(ask(&asks, "n").await, late, "it may have gone");
+        asks.release(&answered("n", Answer::Absent));
+        asks.changes();
+        assert_eq!(ask(&asks, "n").await, Ok(false));
     }
 
     #[tokio::test(start_paused = true)]
@@ -298,12 +323,12 @@ mod tests {
             .collect();
         assert_eq!(ask(&asks, "more").await, Err(FindError::TooMany));
         drop(places);
-        for at in 0..=ABSENT_MAX {
+        for at in 0..=FRESH_MAX {
             asks.release(&answered(&at.to_string(), Answer::Absent));
         }
-        assert_eq!(asks.lock().absent.len(), ABSENT_MAX);
-        sleep(ABSENT_FRESH).await;
+        assert_eq!(asks.lock().fresh.len(), FRESH_MAX);
+        sleep(FRESH).await;
         asks.release(&answered("more", Answer::Absent));
-        assert_eq!(asks.lock().absent.len(), 1);
+        assert_eq!(asks.lock().fresh.len(), 1);
     }
 }

@@ -1,29 +1,33 @@
 //! One stream of the subscription, from the first request to its end: one response after the other.
 //!
 //! Order within a response: convert, apply, answer, then let go who waited for it. Conversion gives way to other tasks of the thread
-//! again and again; it holds no lock.
+//! again and again; it holds no lock. Reading does not wait for writing: answers and questions queue up beside it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::{debug, error, info, warn};
 
 use super::retry::End;
-use super::subscriber::Outcome;
+use super::subscriber::{Kind, Outcome};
 use super::worker::Worker;
 use crate::cause;
 use crate::channel::ConnectError;
 
 /// Largest response.
 const RESPONSE_BYTES_MAX: usize = 200 * 1024 * 1024;
-/// Requests waiting to be sent. There is one per response, which is only read when its predecessor is answered, and the lookups.
+/// Requests on their way into the connection.
 const REQUESTS_MAX: usize = 64;
+/// Requests waiting for room there, beyond which no response is read and nothing is asked. A server may want its responses read before
+/// it reads requests, so these wait where they stop nothing.
+const WAITING_MAX: usize = 1024;
 /// Longest wait for the server to take a request.
 const SEND_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for the status of a stream that takes no requests any more.
@@ -60,6 +64,7 @@ impl Ended {
 }
 
 type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
+type Waiting = VecDeque<DeltaDiscoveryRequest>;
 type Responses = Streaming<DeltaDiscoveryResponse>;
 
 impl Worker {
@@ -75,22 +80,32 @@ impl Worker {
             address = self.server.address(),
             "connected to the control plane"
         );
+        let mut waiting = Waiting::new();
+        let mut stuck_at = Instant::now();
         loop {
-            let step = tokio::select! {
-                response = responses.message() => match response {
-                    Ok(Some(response)) => self.take(response, &requests).await,
+            if waiting.is_empty() {
+                stuck_at = Instant::now() + SEND_WAIT_MAX;
+            }
+            let has_room = waiting.len() < WAITING_MAX;
+            tokio::select! {
+                room = requests.reserve(), if !waiting.is_empty() => {
+                    let Ok(room) = room else {
+                        return status_of(&mut responses).await;
+                    };
+                    if let Some(request) = waiting.pop_front() {
+                        room.send(request);
+                    }
+                    stuck_at = Instant::now() + SEND_WAIT_MAX;
+                }
+                response = responses.message(), if has_room => match response {
+                    Ok(Some(response)) => waiting.push_back(self.take(response).await),
                     Ok(None) => return Ended::complete(),
                     Err(status) => return Ended::status(&status),
                 },
-                name = self.shared.asks.next() => match self.subscriber.demand(&name) {
-                    Some(request) => send(&requests, request).await,
-                    None => Ok(()),
-                },
-            };
-            match step {
-                Ok(()) => {}
-                Err(Unsent::Closed) => return status_of(&mut responses).await,
-                Err(Unsent::Stuck) => {
+                name = self.shared.asks.next(), if has_room => {
+                    waiting.extend(self.subscriber.demand(&name));
+                }
+                () = sleep_until(stuck_at), if !waiting.is_empty() => {
                     let error = format!("the server took no request for {SEND_WAIT_MAX:?}");
                     return Ended::new(End::Local, error);
                 }
@@ -124,11 +139,8 @@ impl Worker {
         }
     }
 
-    async fn take(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        requests: &Requests,
-    ) -> Result<(), Unsent> {
+    /// Applies a response. Returns the answer.
+    async fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let (url, resources) = (response.type_url.clone(), response.resources.len());
         let mut batch = self.subscriber.begin(response);
         while batch.step(STEP) {
@@ -137,21 +149,23 @@ impl Worker {
         let outcome = batch.finish();
         self.report(&url, resources, &outcome);
         let Outcome {
+            kind,
             delta,
             reply,
             released,
             ..
         } = outcome;
-        if !(delta.remove.is_empty() && delta.upsert.is_empty()) {
+        if !delta.is_empty() {
+            if kind == Some(Kind::Address) {
+                self.shared.asks.changes();
+            }
             self.publisher.apply(delta).await;
         }
-        let sent = send(requests, reply).await;
-        // whether or not the server heard of it: the state holds what they waited for
         self.shared.asks.release(&released);
         if self.subscriber.synced() && !self.shared.synced.send_replace(true) {
             info!("state of the mesh received");
         }
-        sent
+        reply
     }
 
     fn report(&self, url: &str, resources: usize, outcome: &Outcome) {
@@ -179,22 +193,6 @@ impl Worker {
             bytes = outcome.payload_bytes,
             "response received"
         );
-    }
-}
-
-/// Why a request did not go out.
-enum Unsent {
-    /// The call has ended.
-    Closed,
-    /// The server does not take it.
-    Stuck,
-}
-
-async fn send(requests: &Requests, request: DeltaDiscoveryRequest) -> Result<(), Unsent> {
-    match timeout(SEND_WAIT_MAX, requests.send(request)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Unsent::Closed),
-        Err(_) => Err(Unsent::Stuck),
     }
 }
 

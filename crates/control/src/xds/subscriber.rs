@@ -9,19 +9,22 @@ pub mod laws;
 
 use std::collections::BTreeMap;
 
-use mesh::Pools;
+use mesh::index::Key;
+use mesh::{Pools, Str};
 use prost::Message as _;
 use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 
 pub use self::batch::{Answer, Batch, Outcome, Rejected};
-use self::demands::Demands;
+use self::demands::{Asked, Demands};
 use self::holdings::Holdings;
 
 /// The name that stands for all names.
 const WILDCARD: &str = "*";
 
-/// Bytes that a first request may have. istiod takes messages of up to 4 MiB, which is the versions of about 50k workloads.
+/// Bytes that a request on a new stream may have. istiod takes messages of up to 4 MiB, which is the versions of about 50k workloads.
 const FIRST_BYTES_MAX: usize = 4_000_000;
+/// What a name takes in a request besides its own bytes and those of its version, at most: tags and lengths.
+const NAME_BYTES_MORE: usize = 24;
 
 /// The types of resources that are subscribed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,6 +56,10 @@ pub struct Subscriber {
     addresses: Holdings,
     policies: Holdings,
     demands: Demands,
+    /// Names to which the server has subscribed this stream, but for those that are held.
+    asked: Asked,
+    /// What the response of now takes from the holdings, for as long as it is not certain that the mesh has lost it.
+    leaving: Vec<(Kind, Str, Key)>,
     /// Types that must be answered without fault once.
     unseen: Vec<Kind>,
     /// Types whose next response holds all there is: what it does not name is gone.
@@ -75,6 +82,8 @@ impl Subscriber {
             addresses: Holdings::default(),
             policies: Holdings::default(),
             demands: Demands::default(),
+            asked: Asked::default(),
+            leaving: Vec::new(),
             unseen,
             sweeping: Vec::new(),
             first_bytes_max: FIRST_BYTES_MAX,
@@ -84,27 +93,73 @@ impl Subscriber {
 
     /// What to say first on a new stream, in this order. Holds the versions of all that is held, so it is made anew each time.
     ///
-    /// Versions that are too many for one message are left out: the server sends all again then, and what is not in its first
-    /// response is gone.
+    /// No request is larger than a server takes. Where that is not enough for all versions, none is told of a type of which everything
+    /// is subscribed to: the server sends all again then, and what is not in its first response is gone. On demand, the names
+    /// that found no room follow in requests of their own.
     pub fn connected(&mut self) -> Vec<DeltaDiscoveryRequest> {
         self.sweeping.clear();
-        Kind::ALL
-            .map(|kind| self.bounded_first_request(kind))
-            .into()
+        self.asked.clear();
+        let mut late = BTreeMap::new();
+        let mut requests: Vec<_> = Kind::ALL
+            .map(|kind| self.bounded_first_request(kind, &mut late))
+            .into();
+        requests.extend(self.late_requests(late));
+        let demanded = self.demands.iter();
+        demanded.for_each(|name| self.asked.note(name));
+        requests
     }
 
-    fn bounded_first_request(&mut self, kind: Kind) -> DeltaDiscoveryRequest {
-        let is_wildcard = !(kind == Kind::Address && self.on_demand);
+    fn bounded_first_request(
+        &mut self,
+        kind: Kind,
+        late: &mut BTreeMap<String, String>,
+    ) -> DeltaDiscoveryRequest {
+        let bound = self.first_bytes_max;
+        if kind == Kind::Address && self.on_demand {
+            let mut request = self.first_request(kind);
+            if request.encoded_len() > bound {
+                let all = std::mem::take(&mut request.initial_resource_versions);
+                let mut bytes = request.encoded_len();
+                let mut fits = |name: &str, version: &str| {
+                    bytes += name.len() + version.len() + NAME_BYTES_MORE;
+                    bytes <= bound
+                };
+                (request.initial_resource_versions, *late) = all
+                    .into_iter()
+                    .partition(|(name, version)| fits(name, version));
+            }
+            return request;
+        }
         // the names alone tell in most cases, without a request of megabytes made in vain
-        if !(is_wildcard && self.holdings(kind).name_bytes() > self.first_bytes_max) {
+        if self.holdings(kind).name_bytes() <= bound {
             let request = self.first_request(kind);
-            if !is_wildcard || request.encoded_len() <= self.first_bytes_max {
+            if request.encoded_len() <= bound {
                 return request;
             }
         }
         self.holdings_mut(kind).begin_sweep();
         self.sweeping.push(kind);
         self.request_with(kind, BTreeMap::new())
+    }
+
+    /// Asks for names, in requests of bounded size.
+    fn late_requests(&self, names: BTreeMap<String, String>) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests: Vec<DeltaDiscoveryRequest> = Vec::new();
+        let mut bytes = 0;
+        for name in names.into_keys() {
+            bytes += name.len() + NAME_BYTES_MORE;
+            match requests.last_mut() {
+                Some(last) if bytes <= self.first_bytes_max => {
+                    last.resource_names_subscribe.push(name);
+                }
+                _ => {
+                    let first = subscribe(vec![name]);
+                    bytes = first.encoded_len();
+                    requests.push(first);
+                }
+            }
+        }
+        requests
     }
 
     fn first_request(&self, kind: Kind) -> DeltaDiscoveryRequest {
@@ -154,24 +209,58 @@ impl Subscriber {
         Batch::new(self, response)
     }
 
-    /// Asks for one address: `<network>/<ip>`, `<namespace>/<hostname>` or a workload's uid.
+    /// Asks for one address: `<network>/<ip>`, `<namespace>/<hostname>` or a workload's uid. Nothing, if all are subscribed to anyway.
     ///
-    /// The name is asked for again on each new stream until it is answered. `None`: all are subscribed to anyway.
-    pub fn demand(&mut self, name: &str) -> Option<DeltaDiscoveryRequest> {
+    /// istiod answers a subscription only where it is new. A name that it may have subscribed this stream to already (asked for, sent
+    /// or removed before) is therefore unsubscribed first, in a request of its own, as names that come and go in one request are
+    /// gone in the end. It is asked for again on each new stream until it is answered.
+    pub fn demand(&mut self, name: &str) -> Vec<DeltaDiscoveryRequest> {
         if !self.on_demand {
-            return None;
+            return Vec::new();
         }
         self.demands.add(name);
-        Some(DeltaDiscoveryRequest {
-            type_url: Kind::Address.url().to_owned(),
-            resource_names_subscribe: vec![name.to_owned()],
-            ..DeltaDiscoveryRequest::default()
-        })
+        let mut requests = Vec::with_capacity(2);
+        if self.asked.contains(name) || self.addresses.contains(name) {
+            requests.push(DeltaDiscoveryRequest {
+                type_url: Kind::Address.url().to_owned(),
+                resource_names_unsubscribe: vec![name.to_owned()],
+                ..DeltaDiscoveryRequest::default()
+            });
+        }
+        requests.push(subscribe(vec![name.to_owned()]));
+        self.asked.note(name);
+        requests
+    }
+
+    /// The server knows this name on this stream.
+    fn note(&mut self, kind: Kind, name: &str) {
+        if self.on_demand && kind == Kind::Address {
+            self.asked.note(name);
+        }
+    }
+
+    /// Makes the best of a response that was given up halfway: nobody knows how much of it the mesh has. The names of all that
+    /// it may hold are kept, in no version, so that the next stream brings all of it again and tells what is gone.
+    pub fn doubt(&mut self) {
+        self.addresses = self.addresses.doubted();
+        self.policies = self.policies.doubted();
+        self.pools = Pools::default();
+        for (kind, name, key) in std::mem::take(&mut self.leaving) {
+            self.holdings_mut(kind).hold_key(name, "", key);
+        }
     }
 
     /// Whether every type that must be seen was answered once without fault. Never turns back.
     pub fn synced(&self) -> bool {
         self.unseen.is_empty()
+    }
+}
+
+fn subscribe(names: Vec<String>) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: Kind::Address.url().to_owned(),
+        resource_names_subscribe: names,
+        ..DeltaDiscoveryRequest::default()
     }
 }
 

@@ -25,8 +25,6 @@ use crate::node::Node;
 #[derive(Debug)]
 pub struct Worker {
     pub(super) server: Server,
-    node: Node,
-    on_demand: bool,
     pub(super) subscriber: Subscriber,
     pub(super) publisher: Publisher,
     pub(super) shared: Arc<Shared>,
@@ -45,8 +43,6 @@ impl Worker {
         Self {
             server,
             subscriber: Subscriber::new(node.to_proto(), on_demand),
-            node,
-            on_demand,
             publisher,
             shared,
             backoff: retry::BACKOFF_MIN,
@@ -77,12 +73,10 @@ impl Worker {
         next.pause
     }
 
-    /// After a panic nobody knows what the subscriber holds: a new one asks for everything. The mesh state stays as it was published.
+    /// After a panic nobody knows how much of the last response the mesh holds: what it may hold is asked for anew.
     fn begin_anew(&mut self) -> Ended {
-        error!(
-            "a response made the subscription panic; asking for everything anew, but what is removed meanwhile stays in the state"
-        );
-        self.subscriber = Subscriber::new(self.node.to_proto(), self.on_demand);
+        error!("a response made the subscription panic; asking for everything anew");
+        self.subscriber.doubt();
         Ended::new(End::Local, "panic while handling a response".to_owned())
     }
 

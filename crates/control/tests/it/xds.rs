@@ -547,6 +547,10 @@ async fn a_question_survives_the_stream() {
         ads.fail(Status::new(Code::Unknown, "cut")).await;
         let (mut ads, first) = world.stream().await;
         assert_eq!(first[0].initial_resource_versions["ns/host.test"], "");
+        // the first request has subscribed it: so that there is an answer, it goes and comes
+        let goes = ads.request().await;
+        assert_eq!(goes.resource_names_unsubscribe, ["ns/host.test"]);
+        assert!(goes.resource_names_subscribe.is_empty());
         assert_eq!(
             ads.request().await.resource_names_subscribe,
             ["ns/host.test"]

@@ -7,14 +7,19 @@ use std::vec;
 
 use bytes::Bytes;
 use mesh::index::Key;
-use mesh::{Delta, NamespacedHostname, Resource, Str};
+use mesh::{Delta, Resource};
 use prost::Message as _;
 use proto::discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status};
 
-use super::holdings::What;
 use super::{Kind, Subscriber};
 use crate::xds::convert::{self, Fault};
 
+/// Resources that are taken from one response; the largest mesh that is known of is a twentieth of it.
+const RESOURCES_MAX: usize = 4_000_000;
+/// Aliases of one resource that are looked at: one for each of its addresses.
+const ALIASES_MAX: usize = 1024;
+/// Resources for which there is room before the first is converted.
+const ROOM: usize = 4096;
 /// Refused resources that are told one by one.
 const REJECTED_MAX: usize = 64;
 /// Bytes of a refused resource's name that are told.
@@ -32,6 +37,8 @@ pub struct Batch<'a> {
     taken: usize,
     unnamed: usize,
     removed: Vec<String>,
+    /// What names stood for that stand for something else now.
+    replaced: Vec<Key>,
     upsert: Vec<Resource>,
     released: Vec<(String, Answer)>,
     rejected: Vec<Rejected>,
@@ -81,6 +88,8 @@ pub struct Rejected {
 impl<'a> Batch<'a> {
     pub(super) fn new(subscriber: &'a mut Subscriber, response: DeltaDiscoveryResponse) -> Self {
         subscriber.pools.prune();
+        // the response before this one is done with
+        subscriber.leaving.clear();
         let DeltaDiscoveryResponse {
             resources,
             removed_resources,
@@ -95,11 +104,16 @@ impl<'a> Batch<'a> {
             kind,
             type_url,
             nonce,
-            upsert: Vec::with_capacity(if of_interest { resources.len() } else { 0 }),
+            upsert: Vec::with_capacity(if of_interest {
+                resources.len().min(ROOM)
+            } else {
+                0
+            }),
             resources: if of_interest { resources } else { Vec::new() }.into_iter(),
             taken: 0,
             unnamed: 0,
             removed: removed_resources,
+            replaced: Vec::new(),
             released: Vec::new(),
             rejected: Vec::new(),
             rejected_count: 0,
@@ -121,6 +135,10 @@ impl<'a> Batch<'a> {
 
     fn take(&mut self, kind: Kind, encoded: Bytes) {
         self.taken += 1;
+        if self.taken > RESOURCES_MAX {
+            self.unnamed += 1;
+            return self.reject(&format!("#{}", self.taken), &Fault::TooMany(RESOURCES_MAX));
+        }
         let resource = match discovery::Resource::decode(encoded) {
             Ok(resource) => resource,
             // no name to tell: its place in the response has to do
@@ -137,13 +155,14 @@ impl<'a> Batch<'a> {
             Ok(()) => Answer::Held,
             Err(fault) => {
                 self.subscriber.holdings_mut(kind).hear(&resource.name);
+                self.subscriber.note(kind, &resource.name);
                 self.reject(&resource.name, &fault);
                 Answer::Rejected
             }
         };
         if kind == Kind::Address {
-            self.release(resource.name, answer);
-            for alias in resource.aliases {
+            self.release(&resource.name, answer);
+            for alias in resource.aliases.iter().take(ALIASES_MAX) {
                 self.release(alias, answer);
             }
         }
@@ -160,30 +179,21 @@ impl<'a> Batch<'a> {
             addresses,
             policies,
             pools,
+            leaving,
             ..
         } = &mut *self.subscriber;
         let name = from.name.as_str();
-        let resource = match kind {
-            Kind::Address => {
-                let resource = convert::address(payload, pools)?;
-                let (name, what) = match &resource {
-                    Resource::Workload(workload) if *workload.uid == *name => {
-                        (workload.uid.clone(), What::Workload)
-                    }
-                    Resource::Workload(workload) => {
-                        (name.into(), What::StrayWorkload(workload.uid.clone()))
-                    }
-                    Resource::Service(_) | Resource::Policy(_) => (name.into(), What::Other),
-                };
-                addresses.hold(name, &from.version, what);
-                resource
-            }
+        let (resource, holdings) = match kind {
+            Kind::Address => (convert::address(payload, pools)?, addresses),
             Kind::Authorization => {
                 let policy = convert::authorization(name.into(), payload, pools)?;
-                policies.hold(policy.key.clone(), &from.version, What::Other);
-                Resource::Policy(policy.into())
+                (Resource::Policy(policy.into()), policies)
             }
         };
+        if let Some(older) = holdings.hold(name, &from.version, &resource) {
+            leaving.push((kind, name.into(), older.clone()));
+            self.replaced.push(older);
+        }
         self.upsert.push(resource);
         Ok(())
     }
@@ -198,10 +208,10 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn release(&mut self, name: String, answer: Answer) {
+    fn release(&mut self, name: &str, answer: Answer) {
         let demands = &mut self.subscriber.demands;
-        if !demands.is_empty() && demands.answer(&name) {
-            self.released.push((name, answer));
+        if !demands.is_empty() && demands.answer(name) {
+            self.released.push((name.to_owned(), answer));
         }
     }
 
@@ -252,38 +262,25 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// What the mesh holds and does not any more. A name that is not held is nothing to remove.
     fn removals(&mut self) -> Vec<Key> {
-        let mut keys = Vec::new();
+        let Some(kind) = self.kind else {
+            return Vec::new();
+        };
+        let mut keys = std::mem::take(&mut self.replaced);
         for name in std::mem::take(&mut self.removed) {
-            match self.kind {
-                None => {}
-                Some(Kind::Authorization) => {
-                    let name = Str::from(name);
-                    self.subscriber.policies.forget(&name);
-                    keys.push(Key::Policy(name));
-                }
-                Some(Kind::Address) => {
-                    keys.extend(self.removed_address(&name));
-                    self.release(name, Answer::Absent);
-                }
+            if let Some((held, key)) = self.subscriber.holdings_mut(kind).forget(&name) {
+                self.subscriber.leaving.push((kind, held, key.clone()));
+                keys.push(key);
+            }
+            if kind == Kind::Address {
+                self.subscriber.note(kind, &name);
+                self.release(&name, Answer::Absent);
             }
         }
+        // under another name it is still there
+        keys.retain(|key| !self.subscriber.holdings(kind).holds(key));
         keys
-    }
-
-    /// A removed name is a workload's uid if there is such a workload, else a service's `<namespace>/<hostname>`.
-    fn removed_address(&mut self, name: &str) -> Option<Key> {
-        if self.subscriber.addresses.forget(name) {
-            return Some(Key::Workload(name.into()));
-        }
-        let (namespace, hostname) = name.split_once('/')?;
-        if hostname.contains('/') {
-            return None;
-        }
-        Some(Key::Service(NamespacedHostname {
-            namespace: namespace.into(),
-            hostname: hostname.into(),
-        }))
     }
 
     /// `<name>: <reason>` of what was refused; absent when all was taken.

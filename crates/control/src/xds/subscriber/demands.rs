@@ -1,13 +1,42 @@
-//! The names that were asked for and not answered yet, oldest first.
+//! The names that were asked for and not answered yet, oldest first; and those that the server knows on the stream of now.
 //!
 //! Leaves to others: waiting for the answers (`finder`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 use mesh::Str;
 
 /// Unanswered names that are remembered; of more the oldest are given up. Above the number of questions that someone waits for.
 const DEMANDS_MAX: usize = 8192;
+
+/// Names that are remembered as known to the server; beyond, every name counts as such. 2 MiB or so.
+const ASKED_MAX: usize = 1 << 17;
+
+/// The names that the server knows on this stream as asked for or as sent, but for those that are held. Only their hashes: taken for
+/// known, a name that is not costs one request.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    hashes: HashSet<u64>,
+    hash: RandomState,
+}
+
+impl Asked {
+    pub(super) fn note(&mut self, name: &str) {
+        if self.hashes.len() < ASKED_MAX {
+            self.hashes.insert(self.hash.hash_one(name));
+        }
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.hashes.len() >= ASKED_MAX || self.hashes.contains(&self.hash.hash_one(name))
+    }
+
+    /// A new stream.
+    pub(super) fn clear(&mut self) {
+        self.hashes = HashSet::new();
+    }
+}
 
 /// Unanswered names.
 #[derive(Debug, Default)]
@@ -53,6 +82,20 @@ impl Demands {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_remembered_counts_as_asked() {
+        let mut asked = Asked::default();
+        asked.note("a");
+        assert!(asked.contains("a") && !asked.contains("b"));
+        for n in 0..2 * ASKED_MAX {
+            asked.note(&n.to_string());
+        }
+        assert_eq!(asked.hashes.len(), ASKED_MAX);
+        assert!(asked.contains("b"));
+        asked.clear();
+        assert!(!asked.contains("a"));
+    }
 
     #[test]
     fn the_oldest_are_given_up() {

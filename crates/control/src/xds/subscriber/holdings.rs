@@ -1,12 +1,14 @@
 //! What is held of one type of resources: each name with its version, small enough for 100k of them.
 //!
-//! Leaves to others: the resources themselves (`mesh`), when a name comes and goes (`subscriber`).
+//! Also which resource came under a name, as far as the name does not tell. Leaves to others: the resources themselves (`mesh`), when
+//! a name comes and goes (`subscriber`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use mesh::Str;
+use mesh::index::Key;
+use mesh::{NamespacedHostname, Resource, Str};
 
 /// Names and versions of the resources that were taken.
 #[derive(Debug, Default)]
@@ -15,21 +17,54 @@ pub(super) struct Holdings {
     hash: DefaultHashBuilder,
     /// Versions that are no numbers, by name.
     texts: HashMap<Str, Box<str>>,
-    /// Uids of workloads that came under another name.
-    stray_uids: HashSet<Str>,
+    /// Resources whose key is not what their name says, by name. The control planes that are known send none.
+    strays: HashMap<Str, Key>,
+    /// The other way round: the name that such a resource came under last.
+    stray_names: HashMap<Key, Str>,
     /// Counts the sweeps.
     round: u32,
 }
 
 /// What came under a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    /// A workload whose uid is the name: the usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// A workload whose uid is the name.
     Workload,
-    /// A workload of another uid.
-    StrayWorkload(Str),
-    /// A service or a policy.
-    Other,
+    /// A service, of this `<namespace>/<hostname>`.
+    Service,
+    /// A policy of this key.
+    Policy,
+    /// Something of another key; it is in `strays`.
+    Stray,
+}
+
+impl What {
+    fn of(key: &Key, name: &str) -> Self {
+        match key {
+            Key::Workload(uid) if **uid == *name => Self::Workload,
+            Key::Service(host) if is_named(host, name) => Self::Service,
+            Key::Policy(key) if **key == *name => Self::Policy,
+            _ => Self::Stray,
+        }
+    }
+}
+
+/// Whether `name`, taken apart, gives `host`.
+fn is_named(host: &NamespacedHostname, name: &str) -> bool {
+    if host.namespace.contains('/') {
+        return false;
+    }
+    let rest = name.strip_prefix(&*host.namespace);
+    rest.and_then(|rest| rest.strip_prefix('/')) == Some(&*host.hostname)
+}
+
+/// `<namespace>/<hostname>`, taken apart.
+fn host(name: &str) -> Option<NamespacedHostname> {
+    let (namespace, hostname) = name.split_once('/')?;
+    Some(NamespacedHostname {
+        namespace: namespace.into(),
+        hostname: hostname.into(),
+    })
 }
 
 /// The name is the very text that the resource holds as its key, where these are equal.
@@ -40,7 +75,7 @@ struct Entry {
     /// In which it was last heard of.
     round: u32,
     form: Form,
-    is_workload: bool,
+    what: What,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 32);
@@ -85,25 +120,39 @@ impl Form {
 }
 
 impl Holdings {
-    /// A resource was taken in this version.
-    pub(super) fn hold(&mut self, name: Str, version: &str, what: What) {
+    /// A resource was taken in this version. Returns the key of what the name stood for until now, if that was another.
+    pub(super) fn hold(&mut self, name: &str, version: &str, resource: &Resource) -> Option<Key> {
+        let key = resource.key();
+        let name = match &key {
+            Key::Workload(text) | Key::Policy(text) if **text == *name => text.clone(),
+            _ => name.into(),
+        };
+        self.hold_key(name, version, key)
+    }
+
+    /// As above, of what is not at hand.
+    pub(super) fn hold_key(&mut self, name: Str, version: &str, key: Key) -> Option<Key> {
         let (form, number) = Form::of(version);
         if form == Form::Text {
             self.texts.insert(name.clone(), version.into());
         } else if !self.texts.is_empty() {
             self.texts.remove(&name);
         }
-        let is_workload = what == What::Workload;
-        if let What::StrayWorkload(uid) = what {
-            self.stray_uids.insert(uid);
-        }
         let entry = Entry {
+            what: What::of(&key, &name),
             name,
             number,
             round: self.round,
             form,
-            is_workload,
         };
+        let older = self.key(&entry.name).filter(|older| *older != key);
+        if older.is_some() {
+            self.unlink(&entry.name);
+        }
+        if entry.what == What::Stray {
+            self.stray_names.insert(key.clone(), entry.name.clone());
+            self.strays.insert(entry.name.clone(), key);
+        }
         let hash = self.hash.hash_one(&*entry.name);
         match self.entries.find_mut(hash, |held| held.name == entry.name) {
             Some(held) => *held = entry,
@@ -112,24 +161,94 @@ impl Holdings {
                 self.entries.insert_unique(hash, entry, rehash);
             }
         }
+        older
     }
 
-    /// The resource is gone. Returns whether a workload of that uid was held.
-    pub(super) fn forget(&mut self, name: &str) -> bool {
-        let was_stray = self.stray_uids.remove(name);
+    fn find(&self, name: &str) -> Option<&Entry> {
         let hash = self.hash.hash_one(name);
-        let Ok(found) = self.entries.find_entry(hash, |held| *held.name == *name) else {
-            return was_stray;
+        self.entries.find(hash, |held| *held.name == *name)
+    }
+
+    /// What came under the name.
+    fn key(&self, name: &str) -> Option<Key> {
+        let held = self.find(name)?;
+        match held.what {
+            What::Workload => Some(Key::Workload(held.name.clone())),
+            What::Policy => Some(Key::Policy(held.name.clone())),
+            What::Service => host(name).map(Key::Service),
+            What::Stray => self.strays.get(name).cloned(),
+        }
+    }
+
+    fn unlink(&mut self, name: &str) {
+        if let Some(key) = self.strays.remove(name)
+            && self.stray_names.get(&key).is_some_and(|of| **of == *name)
+        {
+            self.stray_names.remove(&key);
+        }
+    }
+
+    /// Whether a resource is held under this name.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// Whether what has this key is held, under whatever name.
+    pub(super) fn holds(&self, key: &Key) -> bool {
+        let under = |name: &str, what| self.find(name).is_some_and(|held| held.what == what);
+        let is_named = match key {
+            Key::Workload(uid) => under(uid, What::Workload),
+            Key::Policy(key) => under(key, What::Policy),
+            Key::Service(host) => {
+                let name = host.to_string();
+                is_named(host, &name) && under(&name, What::Service)
+            }
         };
+        is_named || self.stray_names.contains_key(key)
+    }
+
+    /// The resource of this name is gone, or the workload of this uid. Returns the name that it was held under, and its key.
+    pub(super) fn forget(&mut self, name: &str) -> Option<(Str, Key)> {
+        if let Some(key) = self.key(name) {
+            return Some((self.remove(name)?, key));
+        }
+        if self.stray_names.is_empty() {
+            return None;
+        }
+        let key = Key::Workload(name.into());
+        let name = self.stray_names.get(&key)?.clone();
+        Some((self.remove(&name)?, key))
+    }
+
+    fn remove(&mut self, name: &str) -> Option<Str> {
+        let hash = self.hash.hash_one(name);
+        let found = self
+            .entries
+            .find_entry(hash, |held| *held.name == *name)
+            .ok()?;
         let (old, _) = found.remove();
         if old.form == Form::Text {
             self.texts.remove(name);
+        }
+        if old.what == What::Stray {
+            self.unlink(name);
         }
         if self.entries.capacity() > 4 * (self.entries.len() + 16) {
             let rehash = |held: &Entry| self.hash.hash_one(&*held.name);
             self.entries.shrink_to_fit(rehash);
         }
-        was_stray || old.is_workload
+        Some(old.name)
+    }
+
+    /// The same names in no known version, made afresh: nothing is relied on but that the names are there.
+    pub(super) fn doubted(&self) -> Self {
+        let mut fresh = Self::default();
+        for held in &self.entries {
+            if let Some(key) = self.key(&held.name) {
+                fresh.hold_key(held.name.clone(), "", key);
+            }
+        }
+        fresh
     }
 
     /// From now on notes which names are heard of.
@@ -177,6 +296,10 @@ impl Holdings {
 mod tests {
     use super::*;
 
+    fn workload(all: &mut Holdings, name: &str, version: &str) {
+        all.hold_key(name.into(), version, Key::Workload(name.into()));
+    }
+
     #[test]
     fn versions_print_as_they_came() {
         let cases = [
@@ -198,7 +321,7 @@ mod tests {
         let mut all = Holdings::default();
         for (version, form) in cases {
             assert_eq!(Form::of(version).0, form, "{version}");
-            all.hold(version.into(), version, What::Other);
+            workload(&mut all, version, version);
         }
         let printed = all.versions();
         assert_eq!(printed.len(), cases.len());
@@ -211,15 +334,15 @@ mod tests {
     #[test]
     fn nothing_stays_of_what_goes() {
         let mut all = Holdings::default();
-        let names: Vec<Str> = (0..1000).map(|n: u32| n.to_string().into()).collect();
+        let names: Vec<String> = (0..1000).map(|n: u32| n.to_string()).collect();
         for name in &names {
-            all.hold(name.clone(), "text", What::Workload);
+            workload(&mut all, name, "text");
         }
-        all.hold(names[0].clone(), "7", What::Workload);
+        workload(&mut all, &names[0], "7");
         assert_eq!(all.texts.len(), 999);
         for name in &names {
-            assert!(all.forget(name));
-            assert!(!all.forget(name));
+            assert!(all.forget(name).is_some());
+            assert!(all.forget(name).is_none());
         }
         assert!(all.texts.is_empty() && all.versions().is_empty());
         assert!(all.entries.capacity() < 200, "{}", all.entries.capacity());
@@ -229,25 +352,60 @@ mod tests {
     fn a_sweep_finds_what_was_not_heard_of() {
         let mut all = Holdings::default();
         for name in ["a", "b", "c", "d"] {
-            all.hold(name.into(), "1", What::Other);
+            workload(&mut all, name, "1");
         }
         all.begin_sweep();
-        all.hold("b".into(), "2", What::Other);
+        workload(&mut all, "b", "2");
         all.hear("c");
         all.hear("unknown");
-        all.hold("new".into(), "1", What::Other);
+        workload(&mut all, "new", "1");
         let mut unheard = all.unheard();
         unheard.sort();
         assert_eq!(unheard, ["a", "d"]);
     }
 
     #[test]
-    fn workloads_are_known_by_uid() {
+    fn each_name_knows_its_resource() {
+        let service = |name: &str| Key::Service(host(name).unwrap());
+        let uid = |uid: &str| Key::Workload(uid.into());
         let mut all = Holdings::default();
-        all.hold("w".into(), "", What::Workload);
-        all.hold("name".into(), "", What::StrayWorkload("uid".into()));
-        all.hold("ns/host".into(), "", What::Other);
-        let gone = ["w", "name", "uid", "ns/host", "unknown"].map(|name| all.forget(name));
-        assert_eq!(gone, [true, false, true, false, false]);
+        let held = [
+            ("w", uid("w")),
+            ("name", uid("uid")),
+            ("ns/host", service("ns/host")),
+            ("other", service("ns/odd")),
+            ("a/p", Key::Policy("a/p".into())),
+        ];
+        for (name, key) in held.clone() {
+            assert_eq!(all.hold_key(name.into(), "1", key.clone()), None);
+            assert_eq!(all.hold_key(name.into(), "2", key.clone()), None);
+            assert!(all.holds(&key) && all.contains(name), "{name}");
+        }
+        let unknown = [uid("name"), service("ns/other"), Key::Policy("a/q".into())];
+        assert!(unknown.iter().all(|key| !all.holds(key)));
+        let mut all = all.doubted();
+        assert!(all.versions().values().all(String::is_empty));
+        // by its uid a workload is found under any name
+        let (name, key) = all.forget("uid").unwrap();
+        assert_eq!((&*name, key), ("name", uid("uid")));
+        for (name, key) in held.into_iter().filter(|(name, _)| *name != "name") {
+            assert_eq!(all.forget(name), Some((name.into(), key)));
+            assert_eq!(all.forget(name), None);
+        }
+        assert!(all.strays.is_empty() && all.stray_names.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_turns_to_another_resource_gives_the_old_one() {
+        let mut all = Holdings::default();
+        let turns = ["name", "one", "two", "name", "one"].map(|uid| Key::Workload(uid.into()));
+        let mut older = None;
+        for key in turns {
+            assert_eq!(all.hold_key("name".into(), "", key.clone()), older);
+            older = Some(key);
+        }
+        assert_eq!((all.strays.len(), all.stray_names.len()), (1, 1));
+        assert!(all.forget("name").is_some());
+        assert!(all.strays.is_empty() && all.stray_names.is_empty());
     }
 }

@@ -94,12 +94,15 @@ pub fn follows_the_server(bytes: &[u8]) {
     let mut index = Index::default();
     server.connect(&subscriber.connected());
     while !draw.bytes.is_empty() {
-        match draw.below(8) {
+        match draw.below(9) {
+            8 => {
+                give_up(&mut server, &mut subscriber, &mut draw);
+                server.connect(&subscriber.connected());
+            }
             0 => server.connect(&subscriber.connected()),
             1 => {
-                if let Some(request) = subscriber.demand(&server::name(&mut draw)) {
-                    server.asked(&request);
-                }
+                let requests = subscriber.demand(&server::name(&mut draw));
+                server.asked(&requests);
             }
             2..4 => server.change(&mut draw),
             _ => exchange(&mut server, &mut subscriber, &mut index, &mut draw),
@@ -120,6 +123,25 @@ fn exchange(
 ) {
     let step = usize::from(draw.below(3)) + 1;
     exchange_next(server, subscriber, index, step);
+}
+
+/// A response that is taken in, or half of it, and of which the mesh learns nothing: a panic was in the way.
+fn give_up(server: &mut Server, subscriber: &mut Subscriber, draw: &mut Draw<'_>) {
+    let Some(response) = server.next() else {
+        return;
+    };
+    let mut batch = subscriber.begin(response);
+    let steps = draw.flag().then(|| usize::from(draw.below(3)));
+    match steps {
+        None => drop(batch.finish()),
+        Some(0) => {}
+        Some(steps) => {
+            batch.step(steps);
+        }
+    }
+    server.given_up(steps);
+    subscriber.doubt();
+    server.doubted();
 }
 
 /// One response and its answer. Returns whether there was any.

@@ -382,7 +382,8 @@ fn removals_come_after_updates() {
     assert_eq!(outcome.delta.upsert, []);
     assert_eq!(
         outcome.delta.remove,
-        ["a/p", "a/q"].map(|name| Key::Policy(name.into()))
+        [Key::Policy("a/p".into())],
+        "what is not held is nothing to remove"
     );
     assert!(outcome.reply.error_detail.is_none());
 }
@@ -407,10 +408,11 @@ fn removed_names_are_uids_first() {
         (uid, Some(Key::Workload(uid.into()))),
         (uid, None),
         ("a/like-a-host", Some(Key::Workload("a/like-a-host".into()))),
-        ("a/like-a-host", Some(service("a/like-a-host"))),
+        ("a/like-a-host", None),
         ("a/h", Some(service("a/h"))),
         ("a/stray", Some(Key::Workload("a/stray".into()))),
-        ("a/unknown", Some(service("a/unknown"))),
+        ("other name", None),
+        ("a/unknown", None),
         ("c/net/WorkloadEntry/x/y", None),
         ("no-slash", None),
         ("", None),
@@ -471,7 +473,7 @@ fn synced_when_each_type_was_acked_once() {
 #[test]
 fn demands_are_answered_by_name_alias_or_removal() {
     let mut subscriber = Subscriber::new(node(), true);
-    let asked = subscriber.demand("/10.0.0.1").unwrap();
+    let [asked] = subscriber.demand("/10.0.0.1").try_into().unwrap();
     let expected = DeltaDiscoveryRequest {
         type_url: Kind::Address.url().into(),
         resource_names_subscribe: vec!["/10.0.0.1".into()],
@@ -479,7 +481,7 @@ fn demands_are_answered_by_name_alias_or_removal() {
     };
     assert_eq!(asked, expected);
     for name in ["w", "a/h", "/10.0.0.9", "n/10.0.0.2"] {
-        assert!(subscriber.demand(name).is_some());
+        assert_eq!(subscriber.demand(name).len(), 1);
     }
     let unanswered = pairs(&[
         ("/10.0.0.1", ""),
@@ -520,12 +522,159 @@ fn demands_are_answered_by_name_alias_or_removal() {
 fn a_demand_does_not_overwrite_a_version() {
     let mut subscriber = Subscriber::new(node(), true);
     take(&mut subscriber, Kind::Address, &[workload("w", "3")], &[]);
-    assert!(subscriber.demand("w").is_some());
+    assert!(!subscriber.demand("w").is_empty());
     assert_eq!(
         versions(&mut subscriber, Kind::Address),
         pairs(&[("w", "3")])
     );
-    assert!(Subscriber::new(node(), false).demand("w").is_none());
+    assert!(Subscriber::new(node(), false).demand("w").is_empty());
+}
+
+/// Names that a demand unsubscribes, and those that it subscribes, request by request.
+fn asks(subscriber: &mut Subscriber, name: &str) -> Vec<(Vec<String>, Vec<String>)> {
+    let requests = subscriber.demand(name).into_iter();
+    requests
+        .map(|request| {
+            assert_eq!(request.type_url, Kind::Address.url());
+            let (coming, going) = (
+                request.resource_names_subscribe,
+                request.resource_names_unsubscribe,
+            );
+            (going, coming)
+        })
+        .collect()
+}
+
+#[test]
+fn what_the_server_knows_already_is_asked_for_anew() {
+    let name = |name: &str| vec![name.to_owned()];
+    let once = |of: &str| vec![(vec![], name(of))];
+    let anew = |of: &str| vec![(name(of), vec![]), (vec![], name(of))];
+    let mut subscriber = Subscriber::new(node(), true);
+    subscriber.connected();
+    let found = aliased(workload("w", "1"), &["/10.0.0.1"]);
+    let resources = [found, bad("refused", "1")];
+    assert_eq!(asks(&mut subscriber, "/10.0.0.1"), once("/10.0.0.1"));
+    assert_eq!(asks(&mut subscriber, "/10.0.0.2"), once("/10.0.0.2"));
+    take(&mut subscriber, Kind::Address, &resources, &["/10.0.0.2"]);
+    // asked for, found and not, sent under its name, sent and refused
+    for known in ["/10.0.0.1", "/10.0.0.2", "w", "refused"] {
+        assert_eq!(asks(&mut subscriber, known), anew(known));
+    }
+    take(&mut subscriber, Kind::Address, &[], &["w", "v"]);
+    for gone in ["w", "v"] {
+        assert_eq!(asks(&mut subscriber, gone), anew(gone), "gone");
+    }
+    // a new stream knows only what it is told
+    take(
+        &mut subscriber,
+        Kind::Address,
+        &[workload("w", "1")],
+        &["v", "/10.0.0.1", "refused"],
+    );
+    take(&mut subscriber, Kind::Authorization, &[policy("a/p")], &[]);
+    subscriber.connected();
+    assert_eq!(asks(&mut subscriber, "v"), once("v"));
+    assert_eq!(asks(&mut subscriber, "a/p"), once("a/p"));
+    for told in ["w", "/10.0.0.2"] {
+        assert_eq!(asks(&mut subscriber, told), anew(told));
+    }
+}
+
+#[test]
+fn names_that_find_no_room_are_asked_for_in_further_requests() {
+    let mut subscriber = Subscriber::new(node(), true);
+    let uids: Vec<String> = (0..100).map(|n| format!("workload-{n:03}")).collect();
+    let all: Vec<_> = uids.iter().map(|uid| workload(uid, "12345")).collect();
+    take(&mut subscriber, Kind::Address, &all, &[]);
+    subscriber.demand("/10.0.0.1");
+    assert_eq!(subscriber.connected().len(), 2);
+    subscriber.first_bytes_max = 1000;
+    let requests = subscriber.connected();
+    assert!(requests.len() > 4, "{}", requests.len());
+    assert!(requests.iter().all(|r| r.encoded_len() <= 1000));
+    let [first, policies, late @ ..] = &requests[..] else {
+        panic!("{requests:?}");
+    };
+    assert_eq!(policies.type_url, Kind::Authorization.url());
+    let told = first.initial_resource_versions.keys();
+    assert!(told.len() > 10, "as many as there is room for");
+    let late = late.iter().flat_map(|request| {
+        assert_eq!(request.type_url, Kind::Address.url());
+        &request.resource_names_subscribe
+    });
+    let mut named: Vec<_> = told.chain(late).map(String::as_str).collect();
+    named.sort_unstable();
+    let mut expected: Vec<_> = uids.iter().map(String::as_str).collect();
+    expected.insert(0, "/10.0.0.1");
+    assert_eq!(named, expected);
+}
+
+#[test]
+fn after_doubt_all_comes_again_and_what_went_meanwhile_goes() {
+    let address = Kind::Address;
+    for on_demand in [false, true] {
+        let mut subscriber = Subscriber::new(node(), on_demand);
+        let held = ["w", "gone", "dropped"].map(|uid| workload(uid, "7"));
+        take(&mut subscriber, address, &held, &[]);
+        take(&mut subscriber, Kind::Authorization, &[policy("a/p")], &[]);
+        // applied by nobody
+        let half = response(
+            address,
+            &[workload("w", "8"), workload("x", "1")],
+            &["gone"],
+        );
+        drop(subscriber.begin(half).finish());
+        let mut half = subscriber.begin(response(address, &[workload("y", "1")], &["w"]));
+        half.step(1);
+        drop(half);
+        subscriber.doubt();
+        let told = pairs(&[("dropped", ""), ("w", ""), ("x", ""), ("y", "")]);
+        assert_eq!(
+            versions(&mut subscriber, address),
+            told,
+            "the last one was applied"
+        );
+        let half = response(address, &[], &["w", "dropped"]);
+        drop(subscriber.begin(half).finish());
+        subscriber.doubt();
+        assert_eq!(versions(&mut subscriber, address), told, "nobody knows");
+        let outcome = take(
+            &mut subscriber,
+            address,
+            &[workload("w", "9")],
+            &["dropped"],
+        );
+        assert_eq!(outcome.delta.remove, [Key::Workload("dropped".into())]);
+        let policies = versions(&mut subscriber, Kind::Authorization);
+        assert_eq!(policies, pairs(&[("a/p", "")]));
+    }
+}
+
+#[test]
+fn a_name_that_brings_another_workload_takes_the_old_one_away() {
+    let named = |name: &str, uid: &str| discovery::Resource {
+        name: name.into(),
+        ..workload(uid, "1")
+    };
+    let mut subscriber = Subscriber::new(node(), false);
+    let mut index = Index::default();
+    let mut step = |resources: &[discovery::Resource], removed: &[&str]| {
+        let outcome = take(&mut subscriber, Kind::Address, resources, removed);
+        index.apply(outcome.delta);
+        let mut uids: Vec<_> = index.workloads().map(|w| w.uid.to_string()).collect();
+        uids.sort_unstable();
+        uids.join(" ")
+    };
+    assert_eq!(step(&[named("n", "a"), named("m", "b")], &[]), "a b");
+    assert_eq!(step(&[named("n", "c")], &[]), "b c");
+    // one comes under another name as it goes from the first, in either order
+    assert_eq!(step(&[named("n", "d"), named("m", "c")], &[]), "c d");
+    assert_eq!(step(&[named("m", "e"), named("n", "c")], &[]), "c e");
+    assert_eq!(step(&[named("n", "x"), named("n", "y")], &[]), "e y");
+    assert_eq!(step(&[], &["n"]), "e");
+    // by its uid as well
+    assert_eq!(step(&[], &["e"]), "");
 }
 
 #[test]

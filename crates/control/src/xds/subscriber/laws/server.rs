@@ -19,7 +19,7 @@ pub(super) struct Server {
     first_bytes_max: usize,
     world: BTreeMap<(Kind, String), Item>,
     versions: u64,
-    /// Names that the stream of now subscribes to, when on demand.
+    /// Names that the stream of now subscribes to, when on demand: asked for, or sent.
     subscribed: BTreeSet<String>,
     queue: VecDeque<(Kind, Vec<discovery::Resource>, BTreeSet<String>)>,
     nonces: u64,
@@ -28,10 +28,10 @@ pub(super) struct Server {
     current: Option<DeltaDiscoveryResponse>,
 }
 
-/// What the subscriber must hold: version and resource by name, and names asked for in vain so far.
+/// What the subscriber must hold: version and resource by name, and names asked for in vain so far. No resource: it may hold it.
 #[derive(Default)]
 struct Client {
-    held: BTreeMap<(Kind, String), (String, Resource)>,
+    held: BTreeMap<(Kind, String), (String, Option<Resource>)>,
     demands: BTreeSet<String>,
     /// Types of which it said nothing, so that the next response holds all.
     sweeping: BTreeSet<Kind>,
@@ -141,15 +141,16 @@ impl Server {
 
     /// A new stream, which begins with these requests.
     pub(super) fn connect(&mut self, requests: &[DeltaDiscoveryRequest]) {
-        assert_eq!(requests, self.bounded_first());
+        let (first, late) = requests.split_at(Kind::ALL.len());
+        self.check_first(first, late);
         self.queue.clear();
         self.current = None;
-        for (kind, request) in Kind::ALL.into_iter().zip(requests) {
+        for (kind, request) in Kind::ALL.into_iter().zip(first) {
             let echoed = &request.initial_resource_versions;
             if kind == Kind::Address {
                 self.subscribed = echoed.keys().cloned().collect();
             }
-            let of_interest = self.of_interest(kind);
+            let of_interest = self.found(kind, &self.subscribed);
             let news = of_interest.iter().filter(|(name, item)| {
                 item.version.is_empty() || echoed.get(*name) != Some(&item.version)
             });
@@ -163,27 +164,34 @@ impl Server {
                 .filter(|name| !is_there(name))
                 .cloned()
                 .collect();
-            self.queue.push_back((kind, news, gone));
+            self.send(kind, news, gone);
         }
+        late.iter().for_each(|request| self.subscribe(request));
     }
 
-    /// What is subscribed to, of what there is.
-    fn of_interest(&self, kind: Kind) -> BTreeMap<String, Item> {
-        let all = self.world.iter().filter(|((of, _), _)| *of == kind);
-        let wanted = all.filter(|((_, name), item)| self.wants(kind, name, item));
-        wanted
-            .map(|((_, name), item)| (name.clone(), item.clone()))
+    /// What is sent is subscribed to.
+    fn send(&mut self, kind: Kind, news: Vec<discovery::Resource>, gone: BTreeSet<String>) {
+        if kind == Kind::Address {
+            self.subscribed
+                .extend(news.iter().map(|resource| resource.name.clone()));
+        }
+        self.queue.push_back((kind, news, gone));
+    }
+
+    /// What has one of these names, or everything.
+    fn found(&self, kind: Kind, names: &BTreeSet<String>) -> BTreeMap<String, Item> {
+        let by_name = self.on_demand && kind == Kind::Address;
+        let all = self.world.iter().filter(|((of, name), item)| {
+            let mut called = item.aliases.iter().chain([name]);
+            *of == kind && (!by_name || called.any(|name| names.contains(name)))
+        });
+        all.map(|((_, name), item)| (name.clone(), item.clone()))
             .collect()
     }
 
-    fn wants(&self, kind: Kind, name: &str, item: &Item) -> bool {
-        kind == Kind::Authorization
-            || !self.on_demand
-            || self.subscribed.contains(name)
-            || item
-                .aliases
-                .iter()
-                .any(|alias| self.subscribed.contains(alias))
+    /// Whether changes of this name are told.
+    fn wants(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Authorization || !self.on_demand || self.subscribed.contains(name)
     }
 
     /// Something comes, changes or goes, in a response of its own or together with the last one.
@@ -202,10 +210,7 @@ impl Server {
         let action = draw.below(6);
         let together = draw.flag();
         if action == 0 {
-            let Some(old) = self.world.remove(&key) else {
-                return;
-            };
-            if self.wants(kind, &name, &old) {
+            if self.world.remove(&key).is_some() && self.wants(kind, &name) {
                 let (_, gone) = self.open(kind, together);
                 gone.insert(name);
             }
@@ -213,7 +218,7 @@ impl Server {
         }
         let item = self.item(kind, of, action == 1, draw);
         self.world.insert(key, item.clone());
-        if self.wants(kind, &name, &item) {
+        if self.wants(kind, &name) {
             let (news, gone) = self.open(kind, together);
             gone.remove(&name);
             news.push(item.resource(&name));
@@ -270,20 +275,77 @@ impl Server {
         (news, gone)
     }
 
-    /// A name was asked for.
-    pub(super) fn asked(&mut self, request: &DeltaDiscoveryRequest) {
-        let [name] = &request.resource_names_subscribe[..] else {
-            panic!("one name at a time: {request:?}");
+    /// A name was asked for, so that there is an answer.
+    pub(super) fn asked(&mut self, requests: &[DeltaDiscoveryRequest]) {
+        assert_eq!(requests.is_empty(), !self.on_demand);
+        let Some(last) = requests.last() else { return };
+        let [name] = &last.resource_names_subscribe[..] else {
+            panic!("one name at a time: {requests:?}");
         };
         self.client.demands.insert(name.clone());
-        self.subscribed.insert(name.clone());
-        let mut all = self.of_interest(Kind::Address).into_iter();
-        let found = all.find(|(known, item)| known == name || item.aliases.contains(name));
-        let (news, gone) = match found {
-            Some((known, item)) => (vec![item.resource(&known)], BTreeSet::new()),
-            None => (vec![], [name.clone()].into()),
+        let before = self.queue.len();
+        requests.iter().for_each(|request| self.subscribe(request));
+        // what the client does not know to be sent is on its way, and the answer
+        let mut on_its_way = self.queue.iter().flat_map(|(_, news, _)| news);
+        let is_answered = self.queue.len() > before || on_its_way.any(|news| news.name == *name);
+        assert!(is_answered, "unanswered: {requests:?}");
+    }
+
+    /// Answers what is new of a subscription, and nothing else.
+    fn subscribe(&mut self, request: &DeltaDiscoveryRequest) {
+        assert_eq!(request.type_url, Kind::Address.url());
+        assert!(request.node.is_none() && request.initial_resource_versions.is_empty());
+        let coming = request.resource_names_subscribe.iter().cloned();
+        let going = &request.resource_names_unsubscribe;
+        let news: BTreeSet<String> = coming
+            .filter(|name| !self.subscribed.contains(name) && !going.contains(name))
+            .collect();
+        self.subscribed.extend(news.iter().cloned());
+        self.subscribed.retain(|name| !going.contains(name));
+        if news.is_empty() {
+            return;
+        }
+        let found = self.found(Kind::Address, &news);
+        let is_known = |name: &String| {
+            let mut all = found.iter();
+            all.any(|(known, item)| known == name || item.aliases.contains(name))
         };
-        self.queue.push_back((Kind::Address, news, gone));
+        let gone = news
+            .iter()
+            .filter(|name| !is_known(name))
+            .cloned()
+            .collect();
+        let resources = found.iter().map(|(name, item)| item.resource(name));
+        self.send(Kind::Address, resources.collect(), gone);
+    }
+
+    /// A response was taken in and not applied: all of it, or so many of its resources.
+    pub(super) fn given_up(&mut self, steps: Option<usize>) {
+        let response = self.current.take().expect("a response was sent");
+        let kind = kind_of(&response);
+        for (_, resource) in opened(&response).take(steps.unwrap_or(usize::MAX)) {
+            if taken(kind, &resource).is_some() {
+                let held = &mut self.client.held;
+                held.entry((kind, resource.name)).or_default();
+            }
+        }
+        // asked again by whoever still waits
+        let named = opened(&response).take(steps.unwrap_or(usize::MAX));
+        let names =
+            named.flat_map(|(_, resource)| [resource.aliases, vec![resource.name]].concat());
+        let gone = response.removed_resources.iter().cloned();
+        let gone = gone.filter(|_| steps.is_none());
+        if kind == Kind::Address {
+            for name in names.chain(gone) {
+                self.client.demands.remove(&name);
+            }
+        }
+    }
+
+    /// The subscriber does not rely on any version.
+    pub(super) fn doubted(&mut self) {
+        let all = self.client.held.values_mut();
+        all.for_each(|(version, _)| version.clear());
     }
 
     /// Puts everything that is faulty right.
@@ -352,7 +414,7 @@ impl Server {
                 Answer::Rejected
             };
             if let Some(good) = good {
-                let held = (resource.version.clone(), good);
+                let held = (resource.version.clone(), Some(good));
                 self.client.held.insert((kind, resource.name.clone()), held);
             }
             if kind == Kind::Address {
@@ -383,22 +445,45 @@ impl Server {
         self.client
             .held
             .values()
-            .map(|(_, resource)| resource.clone())
+            .filter_map(|(_, resource)| resource.clone())
             .collect()
     }
 
-    /// The same, cut where it is too long.
-    fn bounded_first(&mut self) -> Vec<DeltaDiscoveryRequest> {
+    /// What is said first is what is held, cut where it is too long; what is asked for by name follows then.
+    fn check_first(&mut self, first: &[DeltaDiscoveryRequest], late: &[DeltaDiscoveryRequest]) {
         self.client.sweeping.clear();
-        let mut first = self.expected_first().to_vec();
-        for (kind, request) in Kind::ALL.into_iter().zip(&mut first) {
-            let by_name = self.on_demand && kind == Kind::Address;
-            if !by_name && request.encoded_len() > self.first_bytes_max {
-                request.initial_resource_versions.clear();
+        let bound = self.first_bytes_max;
+        for (kind, mut expected) in Kind::ALL.into_iter().zip(self.expected_first()) {
+            let said = &first[kind as usize];
+            let versions = std::mem::take(&mut expected.initial_resource_versions);
+            let fits = {
+                let mut whole = expected.clone();
+                whole.initial_resource_versions = versions.clone();
+                whole.encoded_len() <= bound
+            };
+            let mut rest = said.clone();
+            let told = std::mem::take(&mut rest.initial_resource_versions);
+            assert_eq!(rest, expected);
+            if kind == Kind::Address && self.on_demand {
+                let named = late
+                    .iter()
+                    .flat_map(|request| &request.resource_names_subscribe);
+                let mut all = told.clone();
+                all.extend(named.map(|name| (name.clone(), versions[name].clone())));
+                assert_eq!(all, versions, "each name is told or asked for");
+                assert_eq!(late.is_empty(), fits || versions.is_empty());
+                assert!(said.encoded_len() <= bound || told.is_empty());
+            } else if fits {
+                assert_eq!(told, versions);
+            } else {
+                assert!(told.is_empty());
                 self.client.sweeping.insert(kind);
             }
         }
-        first
+        for request in late {
+            let names = request.resource_names_subscribe.len();
+            assert!(request.encoded_len() <= bound || names == 1);
+        }
     }
 
     /// What it must say first on a new stream.
@@ -433,7 +518,9 @@ impl Server {
     /// All that the subscriber should have in the end.
     pub(super) fn world(&self) -> Vec<Resource> {
         let of_kind = |kind| {
-            let all = self.of_interest(kind).into_iter();
+            let mut all = self.found(kind, &self.subscribed);
+            all.retain(|name, _| self.wants(kind, name));
+            let all = all.into_iter();
             all.filter_map(move |(name, item)| converted(kind, &name, item.payload.as_ref()?))
         };
         Kind::ALL.into_iter().flat_map(of_kind).collect()
