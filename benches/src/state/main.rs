@@ -17,7 +17,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use peak_alloc::PeakAlloc;
 
-use report::{Report, Row};
+use push::Plane;
+use report::{Measured, Report, Row};
+use watcher::Watchers;
 use world::{Change, Size, World};
 
 #[global_allocator]
@@ -62,7 +64,9 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<bool> {
     let size = if args.quick { QUICK } else { USUAL };
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
     let report = runtime.block_on(measure(size));
     print!("{report}");
     std::fs::create_dir_all(&args.out)
@@ -77,15 +81,45 @@ fn run(args: &Args) -> Result<bool> {
 async fn measure(size: Size) -> Report {
     let mut world = World::new(size);
     let without_workloads = heap_without_workloads(&mut world).await;
-    let mut plane = push::Plane::new();
     let before = HEAP.current_usage();
-    let mut rows = vec![Row::of("policies", plane.push(world.policies()).await)];
-    let all = world.addresses(Change::All);
-    rows.push(Row::of("first push", plane.push(all).await));
-    let live = HEAP.current_usage().saturating_sub(before);
-    let noise = watcher::noise(&plane, &world);
-    let watch = watcher::Watcher::start(&plane, &world);
-    let tenth = size.workloads / 10;
+    let (mut plane, mut rows) = filled(&mut world).await;
+    let heap = HEAP.current_usage().saturating_sub(before);
+    let targets = world.targets();
+    // the same work for a state that nobody reads, beside the same readers
+    let noise = {
+        let mut world = World::new(size);
+        let (mut other, _) = filled(&mut world).await;
+        let watchers = Watchers::start(plane.publisher(), &targets);
+        changes(&mut other, &mut world).await;
+        watchers.stop()
+    };
+    let watchers = Watchers::start(plane.publisher(), &targets);
+    rows.extend(changes(&mut plane, &mut world).await);
+    let waits = watchers.stop();
+    Report::new(Measured {
+        size,
+        rows,
+        heap,
+        without_workloads,
+        noise,
+        waits,
+        giant: giant::measure(size.workloads / 2).await,
+    })
+}
+
+/// A state with the whole mesh in it.
+async fn filled(world: &mut World) -> (Plane, Vec<Row>) {
+    let mut plane = Plane::new();
+    let policies = plane.push(world.policies()).await;
+    let all = plane.push(world.addresses(Change::All)).await;
+    let rows = [("policies", policies), ("first push", all)];
+    (plane, rows.map(|(name, took)| Row::of(name, took)).into())
+}
+
+/// Pushes of all kinds.
+async fn changes(plane: &mut Plane, world: &mut World) -> Vec<Row> {
+    let tenth = world.size().workloads / 10;
+    let mut rows = Vec::new();
     for (name, change, rounds) in [
         ("10 % change health", Change::Health(tenth), ROUNDS),
         ("10 % replaced by new pods", Change::Pods(tenth), ROUNDS),
@@ -98,15 +132,13 @@ async fn measure(size: Size) -> Report {
         }
         rows.push(Row::of(name, push::median(all)));
     }
-    let waits = watch.stop();
-    let giant = giant::one_pod(size.workloads / 2);
-    Report::new(size, rows, live, without_workloads, noise, waits, giant)
+    rows
 }
 
 /// Heap of services and policies alone, with all that is kept about them.
 async fn heap_without_workloads(world: &mut World) -> usize {
     let before = HEAP.current_usage();
-    let mut plane = push::Plane::new();
+    let mut plane = Plane::new();
     plane.push(world.policies()).await;
     plane.push(world.addresses(Change::Services)).await;
     HEAP.current_usage().saturating_sub(before)

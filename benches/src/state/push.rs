@@ -37,8 +37,6 @@ pub struct Took {
     pub apply: Duration,
     /// CPU time of both.
     pub cpu: Duration,
-    /// How often the thread lost its CPU against its will meanwhile.
-    pub preempted: i64,
     /// Heap at its highest above what it was before, beside the message itself.
     pub peak: usize,
 }
@@ -83,14 +81,13 @@ impl Plane {
         let converted = Instant::now();
         self.publisher.apply(outcome.delta).await;
         let apply = converted.elapsed();
-        let (cpu, preempted) = Cpu::of_thread().since(cpu);
+        let cpu = Cpu::of_thread().used_since(cpu);
         Took {
             resources,
             bytes,
             convert: converted - start,
             apply,
             cpu,
-            preempted,
             peak: HEAP.peak_usage().saturating_sub(before),
         }
     }

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::giant::Giant;
 use crate::push::Took;
-use crate::watcher::Waits;
+use crate::watcher::{THREADS, Waits};
 use crate::world::Size;
 
 /// Heap of one workload with all that is kept about it, bytes.
 const HEAP_MAX: usize = 700;
 /// Longest wait of a data thread for the state.
 const WAIT_MAX: Duration = Duration::from_millis(1);
-/// Longer waits that are put down to a machine with too much to do.
-const WAITS_BUSY_MAX: u64 = 10;
+/// Longest decision on a Service with very many endpoints.
+const DECISION_MAX: Duration = Duration::from_millis(1);
 /// From the bytes of a push of 10k workloads to its acknowledgement: wanted, not yet demanded.
 const TENTH_MAX: Duration = Duration::from_millis(24);
 /// The push that is held to it, at full size.
@@ -46,31 +47,48 @@ struct Target {
 
 /// All measurements.
 #[derive(Debug, Serialize)]
+pub struct Measured {
+    /// The mesh.
+    pub size: Size,
+    /// Pushes; all but the first two beside the data threads.
+    pub rows: Vec<Row>,
+    /// Heap with the whole mesh.
+    pub heap: usize,
+    /// Heap with no workload in it.
+    pub without_workloads: usize,
+    /// Data threads beside a thread with the same work for something else.
+    pub noise: Waits,
+    /// Data threads beside the pushes.
+    pub waits: Waits,
+    /// Services with very many endpoints.
+    pub giant: Giant,
+}
+
+/// Measurements and what follows from them.
+#[derive(Debug, Serialize)]
 pub struct Report {
-    size: Size,
-    pushes: Vec<Row>,
-    heap_bytes: usize,
+    #[serde(flatten)]
+    measured: Measured,
     heap_bytes_per_workload: usize,
-    heap_bytes_without_workloads: usize,
-    noise: Waits,
-    waits: Waits,
-    giant_service: Duration,
     targets: Vec<Target>,
 }
 
 impl Report {
-    pub fn new(
-        size: Size,
-        pushes: Vec<Row>,
-        heap_bytes: usize,
-        without: usize,
-        noise: Waits,
-        waits: Waits,
-        giant_service: Duration,
-    ) -> Self {
-        // a thread that lost its CPU inside of the exchange makes others wait for the kernel, not for the state
-        let is_idle = pushes.iter().all(|row| row.took.preempted == 0);
-        let per_workload = heap_bytes.saturating_sub(without) / size.workloads.max(1);
+    pub fn new(measured: Measured) -> Self {
+        let Measured {
+            heap,
+            without_workloads,
+            size,
+            ..
+        } = measured;
+        let per_workload = heap.saturating_sub(without_workloads) / size.workloads.max(1);
+        let longest = |what, limit, measured| Target {
+            what,
+            limit: ms(limit),
+            measured: ms(measured),
+            holds: measured <= limit,
+            demanded: true,
+        };
         let mut targets = vec![
             Target {
                 what: "heap per workload",
@@ -79,36 +97,34 @@ impl Report {
                 holds: per_workload <= HEAP_MAX,
                 demanded: true,
             },
-            Target {
-                what: "longest wait for the state",
-                limit: ms(WAIT_MAX),
-                measured: ms(waits.state_max),
-                holds: waits.state_max <= WAIT_MAX,
-                demanded: is_idle || waits.state_long > WAITS_BUSY_MAX,
-            },
+            longest(
+                "longest wait for the state",
+                WAIT_MAX,
+                measured.waits.state_max,
+            ),
+            longest(
+                "longest wait for the state, many endpoints",
+                WAIT_MAX,
+                measured.giant.waits.state_max,
+            ),
+            longest(
+                "longest decision, many endpoints",
+                DECISION_MAX,
+                measured.giant.waits.decision_max,
+            ),
         ];
-        let tenths = pushes
-            .iter()
+        let tenths = (measured.rows.iter())
             .map(|row| row.took)
             .filter(|took| took.resources == TENTH);
         if let Some(worst) = tenths.map(|took| took.total()).max() {
             targets.push(Target {
-                what: "10k workloads, bytes to ACK",
-                limit: ms(TENTH_MAX),
-                measured: ms(worst),
-                holds: worst <= TENTH_MAX,
                 demanded: false,
+                ..longest("10k workloads, bytes to ACK", TENTH_MAX, worst)
             });
         }
         Self {
-            size,
-            pushes,
-            heap_bytes,
+            measured,
             heap_bytes_per_workload: per_workload,
-            heap_bytes_without_workloads: without,
-            noise,
-            waits,
-            giant_service,
             targets,
         }
     }
@@ -127,7 +143,7 @@ impl fmt::Display for Report {
             workloads,
             services,
             policies,
-        } = self.size;
+        } = self.measured.size;
         writeln!(
             f,
             "{workloads} workloads, {services} services, {policies} policies\n"
@@ -137,7 +153,7 @@ impl fmt::Display for Report {
             "{:<26}{:>9}{:>7}{:>10}{:>9}{:>8}{:>9}",
             "push (median)", "resources", "MB", "decode ms", "apply ms", "CPU ms", "peak MB"
         )?;
-        for Row { name, took } in &self.pushes {
+        for Row { name, took } in &self.measured.rows {
             writeln!(
                 f,
                 "{name:<26}{:>9}{:>7.1}{:>10.2}{:>9.2}{:>8.1}{:>9.1}",
@@ -152,42 +168,11 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "\nheap: {:.1} MB, of it {:.1} MB services and policies, {} B per workload",
-            megabytes(self.heap_bytes),
-            megabytes(self.heap_bytes_without_workloads),
+            megabytes(self.measured.heap),
+            megabytes(self.measured.without_workloads),
             self.heap_bytes_per_workload
         )?;
-        writeln!(
-            f,
-            "one more pod of a Service with {} endpoints: {}",
-            workloads / 2,
-            ms(self.giant_service)
-        )?;
-        writeln!(
-            f,
-            "\ndata thread: longest wait for the state, longest decision; set aside: the kernel took the CPU away"
-        )?;
-        for (name, waits) in [
-            ("without pushes", self.noise),
-            ("during pushes", self.waits),
-        ] {
-            writeln!(
-                f,
-                "  {name}: {}, {}, {} of {} waits over 1 ms; set aside: {}, up to {}",
-                ms(waits.state_max),
-                ms(waits.decision_max),
-                waits.state_long,
-                waits.decisions,
-                waits.preempted,
-                ms(waits.preempted_max)
-            )?;
-        }
-        let lost: i64 = self.pushes.iter().map(|row| row.took.preempted).sum();
-        if lost > 0 {
-            writeln!(
-                f,
-                "  the control thread lost its CPU as well: measure on an idle machine"
-            )?;
-        }
+        self.print_waits(f)?;
         writeln!(f)?;
         for target in &self.targets {
             let Target {
@@ -205,6 +190,47 @@ impl fmt::Display for Report {
             writeln!(f, "{verdict}  {what}: {measured}, at most {limit}")?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    fn print_waits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let giant = &self.measured.giant;
+        writeln!(
+            f,
+            "Services with {} endpoints: one more pod {}, health of some {}",
+            giant.endpoints,
+            ms(giant.one_pod),
+            ms(giant.health)
+        )?;
+        writeln!(
+            f,
+            "\n{:<26}{:>11}{:>10}{:>11}{:>13}{:>12}{:>10}",
+            format!("{THREADS} data threads"),
+            "decisions",
+            "wait ms",
+            "over 1 ms",
+            "decision ms",
+            "set aside*",
+            "up to ms"
+        )?;
+        for (name, waits) in [
+            ("same work, other state", self.measured.noise),
+            ("beside pushes", self.measured.waits),
+            ("many endpoints", giant.waits),
+        ] {
+            writeln!(
+                f,
+                "{name:<26}{:>11}{:>10.3}{:>11}{:>13.3}{:>12}{:>10.1}",
+                waits.decisions,
+                millis(waits.state_max),
+                waits.state_long,
+                millis(waits.decision_max),
+                waits.preempted,
+                millis(waits.preempted_max)
+            )?;
+        }
+        writeln!(f, "* the thread itself lost its CPU meanwhile")
     }
 }
 

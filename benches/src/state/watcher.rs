@@ -1,6 +1,7 @@
-//! A data thread that decides about one connection after the other, and notes how long it waited for the state and for itself.
+//! Data threads that decide about one connection after the other, and note how long they waited for the state and for themselves.
 //!
-//! Samples during which the kernel gave the CPU to someone else are set aside: they tell about the machine.
+//! A sample is set aside only when the thread that took it lost its own CPU meanwhile. A wait for a thread that holds the state and
+//! was put to sleep by the kernel is a wait for the state.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use control::Publisher;
 use mesh::route::Flow;
 use mesh::{Index, Workload, route};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -16,11 +18,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
-use crate::push::Plane;
-use crate::world::World;
-
-/// How long the noise of the machine is listened to.
-const NOISE: Duration = Duration::from_secs(2);
+/// Data threads, on any machine: they wait for each other as well as for the writer.
+pub const THREADS: usize = 2;
 
 /// A wait that is counted.
 const LONG: Duration = Duration::from_millis(1);
@@ -42,39 +41,56 @@ pub struct Waits {
     pub preempted_max: Duration,
 }
 
-/// A data thread at work.
-pub struct Watcher {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Waits>,
+impl Waits {
+    fn join(self, other: Self) -> Self {
+        Self {
+            decisions: self.decisions + other.decisions,
+            state_long: self.state_long + other.state_long,
+            state_max: self.state_max.max(other.state_max),
+            decision_max: self.decision_max.max(other.decision_max),
+            preempted: self.preempted + other.preempted,
+            preempted_max: self.preempted_max.max(other.preempted_max),
+        }
+    }
 }
 
-impl Watcher {
-    pub fn start(plane: &Plane, world: &World) -> Self {
+/// Data threads at work.
+pub struct Watchers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Waits>>,
+}
+
+impl Watchers {
+    /// Has them decide about connections to these addresses.
+    pub fn start(publisher: &Publisher, targets: &[IpAddr]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (state, targets) = (plane.publisher().subscribe(), world.targets());
-        let until = stop.clone();
-        let thread = std::thread::spawn(move || decide(&state, &targets, &until));
-        Self { stop, thread }
+        let threads = (0..THREADS as u64).map(|seed| {
+            let (state, targets) = (publisher.subscribe(), targets.to_vec());
+            let until = stop.clone();
+            std::thread::spawn(move || decide(seed, &state, &targets, &until))
+        });
+        Self {
+            threads: threads.collect(),
+            stop,
+        }
     }
 
+    /// Ends them; what all of them saw.
     pub fn stop(self) -> Waits {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("decisions do not panic")
+        let all = self.threads.into_iter();
+        all.map(|thread| thread.join().expect("decisions do not panic"))
+            .fold(Waits::default(), Waits::join)
     }
 }
 
-/// The same beside a thread that is busy with something else.
-pub fn noise(plane: &Plane, world: &World) -> Waits {
-    let watcher = Watcher::start(plane, world);
-    let start = Instant::now();
-    while start.elapsed() < NOISE {
-        std::hint::spin_loop();
-    }
-    watcher.stop()
-}
-
-fn decide(state: &watch::Receiver<Arc<Index>>, targets: &[IpAddr], until: &AtomicBool) -> Waits {
-    let mut rng = SmallRng::seed_from_u64(1);
+fn decide(
+    seed: u64,
+    state: &watch::Receiver<Arc<Index>>,
+    targets: &[IpAddr],
+    until: &AtomicBool,
+) -> Waits {
+    let mut rng = SmallRng::seed_from_u64(seed);
     let mut waits = Waits::default();
     let source = Arc::new(Workload::default().with(|profile| profile.namespace = "client".into()));
     let mut flow = Flow {
@@ -128,8 +144,8 @@ impl Cpu {
         }
     }
 
-    /// CPU time used since `then`, and how often the CPU was lost against the thread's will.
-    pub fn since(self, then: Self) -> (Duration, i64) {
-        (self.used.saturating_sub(then.used), self.lost - then.lost)
+    /// CPU time used since `then`.
+    pub fn used_since(self, then: Self) -> Duration {
+        self.used.saturating_sub(then.used)
     }
 }

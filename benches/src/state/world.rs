@@ -61,6 +61,11 @@ impl World {
         }
     }
 
+    /// How much there is of each.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
     /// Addresses that connections go to: those of Services and of pods.
     pub fn targets(&self) -> Vec<IpAddr> {
         let services = (0..self.size.services).map(vip);
