@@ -6,12 +6,16 @@ use std::time::UNIX_EPOCH;
 
 use proxy::{OpenFlow, Refusal, Shards, Shared};
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 
 use crate::config::{Config, Local, view};
 use crate::control_plane;
 use crate::mesh_file::{self, Fault};
 use crate::node::{State, View, Views, lock};
 use crate::version::Version;
+
+/// Dumps that are made at one time: that of a large mesh takes memory, and a thread for a while.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// Makes the dump.
 #[derive(Clone)]
@@ -35,14 +39,27 @@ pub struct Dumper {
 }
 
 impl Dumper {
-    /// The whole dump, pretty-printed.
+    /// The whole dump, pretty-printed. Made on a thread of its own: a large mesh takes long, and others of this thread must not wait.
     ///
-    /// Errors: a value that JSON cannot hold, which would be a mistake of ours.
-    pub async fn json(&self) -> serde_json::Result<String> {
+    /// Errors: a value that JSON cannot hold, which would be a mistake of ours; nobody is there to make it.
+    pub async fn json(&self) -> anyhow::Result<String> {
+        // goes along with the work: that ends later than the request, if this is given up
+        let turn = TURN.acquire().await?;
         let (flows, silent) = self.shards.flows().await;
+        let dumper = self.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let made = dumper.print(&flows, &silent);
+            drop(turn);
+            made
+        });
+        Ok(made.await??)
+    }
+
+    fn print(&self, flows: &[OpenFlow], silent: &[usize]) -> serde_json::Result<String> {
         let mut dump = Map::new();
-        // a copy of references, so that printing a large mesh does not hold up those who change it
-        let mesh = mesh::dump::Snapshot::take(&self.shared.index.borrow());
+        let index = Arc::clone(&self.shared.index.borrow());
+        let mesh = mesh::dump::Snapshot::take(&index);
+        drop(index);
         dump.insert("workloads".into(), serde_json::to_value(mesh.workloads())?);
         dump.insert("services".into(), serde_json::to_value(mesh.services())?);
         dump.insert("policies".into(), serde_json::to_value(mesh.policies())?);
@@ -58,7 +75,7 @@ impl Dumper {
         dump.insert("staticConfig".into(), self.file()?);
         dump.insert("version".into(), serde_json::to_value(&self.version)?);
         dump.insert("stuckDataThreads".into(), json!(silent));
-        dump.insert("workloadState".into(), self.pods(&flows));
+        dump.insert("workloadState".into(), self.pods(flows));
         dump.insert(
             "refusals".into(),
             self.shared.refusals.last().iter().map(refusal).collect(),
