@@ -11,6 +11,8 @@ use crate::support::{Mesh, SOON, connect, echo, hold, still_held};
 
 /// Lifetime of short-lived certificates; renewed after half of it.
 const LIFE: &str = "6s";
+/// The same, with more time between two renewals.
+const LIFE_OF_STEPS: &str = "12s";
 /// Time for several renewals, and for retries that have grown to a few seconds.
 const RENEWALS: Duration = Duration::from_secs(30);
 
@@ -24,8 +26,8 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(layout: &Layout) -> Result<Self> {
-        let mesh = Mesh::governed(layout, &[("SECRET_TTL", LIFE)])?;
+    fn set(layout: &Layout, life: &str) -> Result<Self> {
+        let mesh = Mesh::governed(layout, &[("SECRET_TTL", life)])?;
         let (client, server) = (mesh.pod("client-0").clone(), mesh.pod("server-0").clone());
         let _echo = server.serve(&["echo"])?;
         let held = hold(&client, server.at(9000))?;
@@ -40,16 +42,19 @@ impl Scene {
 
     /// Waits until both ends have got a certificate signed after `from`.
     fn renewed(&self, from: usize) -> Result<()> {
-        for pod in [&self.client, &self.server] {
-            let record = self.mesh.istiod().record();
-            let what = format!("certificate of {}", pod.name);
-            record.wait(from, RENEWALS, &what, |event| match event {
-                Event::Signed { identity, .. } => (*identity == pod.identity()).then_some(()),
-                _ => None,
-            })?;
-            self.shown(pod)?;
-        }
-        Ok(())
+        self.signed(from, &self.client)?;
+        self.signed(from, &self.server)
+    }
+
+    /// Waits until a pod has got a certificate signed after `from`.
+    fn signed(&self, from: usize, pod: &Pod) -> Result<()> {
+        let record = self.mesh.istiod().record();
+        let what = format!("certificate of {}", pod.name);
+        record.wait(from, RENEWALS, &what, |event| match event {
+            Event::Signed { identity, .. } => (*identity == pod.identity()).then_some(()),
+            _ => None,
+        })?;
+        self.shown(pod)
     }
 
     /// Waits until the daemon of the pod shows the newest certificate that was signed for it.
@@ -123,7 +128,7 @@ fn an_authority_that_refuses_at_first_is_asked_again() -> Result<()> {
 
 #[test]
 fn a_short_outage_is_not_noticed_and_a_long_one_ends() -> Result<()> {
-    let mut scene = Scene::set(&Layout::standard())?;
+    let mut scene = Scene::set(&Layout::standard(), LIFE)?;
     let from = scene.mesh.istiod().record().len();
     scene.renewed(from)?;
 
@@ -182,41 +187,67 @@ fn a_short_outage_is_not_noticed_and_a_long_one_ends() -> Result<()> {
 
 #[test]
 fn roots_rotate_under_traffic() -> Result<()> {
+    const STEPS: usize = 3;
     let mut layout = Layout::standard();
-    for index in 1..=4 {
-        let name = format!("client-{index}");
-        layout.pods.push(PodPlan::new("shop", &name, 0));
+    for number in 0..=STEPS {
+        let (namespace, name) = (late_namespace(number), format!("late{number}-0"));
+        layout.pods.push(PodPlan::new(&namespace, &name, 0));
     }
-    let scene = Scene::set(&layout)?;
+    let scene = Scene::set(&layout, LIFE_OF_STEPS)?;
     let fresh = {
         let mut authority = scene.mesh.istiod().authority();
-        let fresh = authority.add_root()?;
         authority.use_intermediates(true)?;
-        authority.trust(&[0, fresh]);
-        fresh
+        authority.add_root()?
     };
-    // each step is seen by one end before the other: a pod with no tunnel yet tries every state in between
-    let steps: [&dyn Fn(); 3] = [
-        &|| (),
-        &|| scene.mesh.istiod().authority().sign_with(fresh),
-        &|| scene.mesh.istiod().authority().trust(&[fresh]),
+    let authority = || scene.mesh.istiod().authority();
+    let steps: [&dyn Fn(); STEPS] = [
+        &|| authority().trust(&[0, fresh]),
+        &|| authority().sign_with(fresh),
+        &|| authority().trust(&[fresh]),
     ];
-    for (index, step) in steps.iter().enumerate() {
+    for (number, step) in steps.iter().enumerate() {
+        // the server has just renewed, and will not be at it again before half of the lifetime is over
+        scene.signed(scene.mesh.istiod().record().len(), &scene.server)?;
+        let own = serial(
+            scene.mesh.daemon_of(&scene.server),
+            &scene.server.identity(),
+        )?;
         let from = scene.mesh.istiod().record().len();
         step();
-        scene.shown(&scene.client)?;
-        let other = scene.mesh.pod(&format!("client-{}", index + 1));
-        let seen = echo(other, scene.server.at(9000), &[])?;
-        scene.mesh.outbound(other, &seen)?;
+        // each step is seen by one end before the other: this one gets its first certificate after it
+        reach_from_late(&scene, number, from)?;
+        let still = serial(
+            scene.mesh.daemon_of(&scene.server),
+            &scene.server.identity(),
+        )?;
+        ensure!(
+            own == still,
+            "the server was not the later one in step {number}"
+        );
         scene.renewed(from)?;
         still_held(&scene.held)?;
     }
-    let seen = echo(scene.mesh.pod("client-4"), scene.server.at(9000), &[])?;
-    scene.mesh.outbound(scene.mesh.pod("client-4"), &seen)?;
-    let roots = scene.mesh.daemons[1].config_dump()?["certificates"][0]["rootCerts"]
-        .as_array()
-        .map(Vec::len);
-    assert_eq!(roots, Some(1));
+    reach_from_late(&scene, STEPS, 0)?;
+    let dump = scene.mesh.daemons[1].config_dump()?;
+    let mut all = dump["certificates"].as_array().into_iter().flatten();
+    let own = all.find(|entry| entry["identity"] == scene.server.identity());
+    let own = own.context("no certificate of the server")?;
+    assert_eq!(own["rootCerts"].as_array().map(Vec::len), Some(1), "{own}");
+    Ok(())
+}
+
+fn late_namespace(number: usize) -> String {
+    format!("late{number}")
+}
+
+/// Enrols a pod of an identity that nobody has had a certificate for, and has it reach the server.
+fn reach_from_late(scene: &Scene, number: usize, from: usize) -> Result<()> {
+    let late = scene.mesh.pod(&format!("late{number}-0"));
+    scene.mesh.label(&late_namespace(number), true)?;
+    scene.signed(from, late)?;
+    let seen = echo(late, scene.server.at(9000), &[])?;
+    let line = scene.mesh.outbound(late, &seen)?;
+    assert_eq!(line.field("src.identity"), late.identity());
     Ok(())
 }
 

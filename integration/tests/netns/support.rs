@@ -170,6 +170,17 @@ pub fn still_held(app: &App) -> Result<()> {
     Ok(())
 }
 
+/// The longest time that a held connection has waited for an answer so far.
+pub fn longest_wait(app: &App) -> Result<Duration> {
+    let lines = app.lines();
+    let mut found = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("longest "));
+    let text = found.next_back().unwrap_or("0");
+    let millis = text.parse().with_context(|| format!("{text:?} ms"))?;
+    Ok(Duration::from_millis(millis))
+}
+
 /// The first request of a type that a node's daemon sent on a stream opened after `from`, with the stream's number.
 pub fn subscribed(
     istiod: &Istiod,

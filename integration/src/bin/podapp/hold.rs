@@ -25,7 +25,8 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Prints `open <local address>`, `tick <n>` after each exchange, `cut after <ms>ms: <why>` at the end.
+    /// Prints `open <local address>`, `tick <n>` after each exchange, `longest <ms>` before it when no answer took as long before,
+    /// `cut after <ms>ms: <why>` at the end.
     pub fn run(&self) -> Result<()> {
         let limit = Duration::from_millis(self.timeout_ms);
         let mut stream = TcpStream::connect_timeout(&self.to, limit).context("connect")?;
@@ -36,13 +37,20 @@ impl Hold {
             stream.local_addr().context("getsockname")?
         ));
         let since = Instant::now();
+        let mut longest = 0;
         for n in 1u64.. {
+            let asked = Instant::now();
             if let Err(why) = exchange(&mut stream, n) {
                 line(&format!(
                     "cut after {}ms: {why}",
                     since.elapsed().as_millis()
                 ));
                 return Ok(());
+            }
+            let took = asked.elapsed().as_millis();
+            if took > longest {
+                longest = took;
+                line(&format!("longest {took}"));
             }
             line(&format!("tick {n}"));
             thread::sleep(Duration::from_millis(self.every_ms));
