@@ -228,6 +228,7 @@ fn shared(
     Ok(Shared {
         config: data_plane,
         index: publisher.subscribe(),
+        state: publisher.current(),
         certs,
         access: log.access(),
         registry: Registry::new(),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use control::Publisher;
 use mesh::route::Flow;
 use mesh::{Index, Workload, route};
@@ -16,7 +17,6 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::watch;
 
 /// Data threads, on any machine: they wait for each other as well as for the writer.
 pub const THREADS: usize = 2;
@@ -65,7 +65,7 @@ impl Watchers {
     pub fn start(publisher: &Publisher, targets: &[IpAddr]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..THREADS as u64).map(|seed| {
-            let (state, targets) = (publisher.subscribe(), targets.to_vec());
+            let (state, targets) = (publisher.current(), targets.to_vec());
             let until = stop.clone();
             std::thread::spawn(move || decide(seed, &state, &targets, &until))
         });
@@ -84,12 +84,7 @@ impl Watchers {
     }
 }
 
-fn decide(
-    seed: u64,
-    state: &watch::Receiver<Arc<Index>>,
-    targets: &[IpAddr],
-    until: &AtomicBool,
-) -> Waits {
+fn decide(seed: u64, state: &ArcSwap<Index>, targets: &[IpAddr], until: &AtomicBool) -> Waits {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut waits = Waits::default();
     let source = Arc::new(Workload::default().with(|profile| profile.namespace = "client".into()));
@@ -104,7 +99,7 @@ fn decide(
         flow.target
             .set_ip(targets[rng.random_range(0..targets.len())]);
         let start = Instant::now();
-        let index = Arc::clone(&state.borrow());
+        let index = state.load_full();
         let waited = start.elapsed();
         std::hint::black_box(route(&index, &flow, &mut rng));
         drop(index);

@@ -1,8 +1,8 @@
 //! The one writer of the mesh state: takes changes in turn, and shows each as a whole or not at all.
 //!
 //! A change is worked into a private copy, in slices with a yield between them; then the copy takes the place of the state in one
-//! swap. Readers take a reference (`Arc::clone` of what they borrow) and decide on it without a lock, so nobody waits for the work,
-//! nor for a reader that the kernel has put to sleep.
+//! swap. Readers take a reference without a lock and decide on it, so nobody waits for the work, nor for another reader that the
+//! kernel has put to sleep.
 //!
 //! Changes come from the control plane ([`Publisher::apply`]) and from a local file or text ([`Publisher::apply_local`]). What both
 //! speak of is the control plane's for as long as it holds it; neither takes away what the other gave.
@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mesh::{Applied, Delta, Index, Key, Resource};
 use tokio::sync::{Mutex, watch};
 
@@ -24,6 +25,9 @@ const RETIRE_PAUSE: Duration = Duration::from_millis(1);
 /// Handle to the mesh state for those who change it. Clones change the same state.
 #[derive(Clone, Debug)]
 pub struct Publisher {
+    /// What readers decide on.
+    current: Arc<ArcSwap<Index>>,
+    /// The same, for those who wait for a change; set second.
     state: watch::Sender<Arc<Index>>,
     turn: Arc<Mutex<Local>>,
 }
@@ -38,13 +42,20 @@ struct Local {
 impl Publisher {
     /// A state that begins as `index`.
     pub fn new(index: Index) -> Self {
+        let index = Arc::new(index);
         Self {
-            state: watch::Sender::new(Arc::new(index)),
+            current: Arc::new(ArcSwap::new(Arc::clone(&index))),
+            state: watch::Sender::new(index),
             turn: Arc::default(),
         }
     }
 
-    /// A reader, that sees every state from now on.
+    /// The state, to be read at any time from any thread, without a lock.
+    pub fn current(&self) -> Arc<ArcSwap<Index>> {
+        Arc::clone(&self.current)
+    }
+
+    /// A reader that is told of every state from now on.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Index>> {
         self.state.subscribe()
     }
@@ -88,7 +99,9 @@ impl Publisher {
         while next.settle() {
             tokio::task::yield_now().await;
         }
-        let old = self.state.send_replace(Arc::new(next));
+        let next = Arc::new(next);
+        drop(self.current.swap(Arc::clone(&next)));
+        let old = self.state.send_replace(next);
         if Arc::strong_count(&old) > 1 {
             tokio::spawn(retire(old));
         }

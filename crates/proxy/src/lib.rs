@@ -25,6 +25,7 @@ mod tunnels;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use mesh::{Index, Str, Workload};
 use telemetry::access::Access;
 use telemetry::metrics::Registry;
@@ -65,6 +66,8 @@ pub struct Shared {
     pub config: Config,
     /// the mesh state; one snapshot is borrowed per decision
     pub index: watch::Receiver<Arc<Index>>,
+    /// the same, for decisions: read without a lock, and never older than what `index` tells
+    pub state: Arc<ArcSwap<Index>>,
     /// certificates of the local pods
     pub certs: identity::Certs,
     /// access log
@@ -80,9 +83,9 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The mesh state of now. The lock is only held to take the reference: decisions are made without it.
+    /// The mesh state of now.
     fn state(&self) -> Arc<Index> {
-        Arc::clone(&self.index.borrow())
+        self.state.load_full()
     }
 
     /// Asks policy about an inbound flow and logs what it said.

@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mesh::{Admitted, Connect, Decision, Flow, Index, Lookup, Name, Plan, Refusal, Workload};
 use rand::Rng;
 use telemetry::metrics::Registry;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::Shared;
@@ -26,7 +26,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Where answers come from.
 pub(crate) struct Sources<'a> {
-    index: &'a watch::Receiver<Arc<Index>>,
+    state: &'a ArcSwap<Index>,
     resolver: &'a dyn Resolver,
     finder: Option<&'a dyn Finder>,
     registry: &'a Registry,
@@ -39,7 +39,7 @@ impl<'a> Sources<'a> {
     pub(crate) fn new(shared: &'a Shared, budget: &'a Budget) -> Self {
         Self {
             budget,
-            index: &shared.index,
+            state: &shared.state,
             resolver: &*shared.resolver,
             finder: shared.finder.as_deref(),
             registry: &shared.registry,
@@ -48,9 +48,9 @@ impl<'a> Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// The state of now; the lock is only held to take the reference.
+    /// The state of now.
     fn state(&self) -> Arc<Index> {
-        Arc::clone(&self.index.borrow())
+        self.state.load_full()
     }
 }
 

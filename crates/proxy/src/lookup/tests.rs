@@ -40,8 +40,7 @@ fn state(texts: &[&str]) -> Delta {
 
 /// A control plane, a resolver and the state they fill.
 struct World {
-    index: watch::Sender<Arc<Index>>,
-    receiver: watch::Receiver<Arc<Index>>,
+    state: ArcSwap<Index>,
     registry: Registry,
     budget: Budget,
     /// what is told about a name, and what that puts into the state
@@ -56,10 +55,8 @@ impl World {
     fn new(held: &[&str]) -> Self {
         let mut index = Index::default();
         index.apply(state(held));
-        let index = watch::Sender::new(Arc::new(index));
         Self {
-            receiver: index.subscribe(),
-            index,
+            state: ArcSwap::from_pointee(index),
             registry: Registry::new(),
             budget: Budget::new(1),
             known: BTreeMap::new(),
@@ -71,7 +68,7 @@ impl World {
 
     fn sources(&self, on_demand: bool) -> Sources<'_> {
         Sources {
-            index: &self.receiver,
+            state: &self.state,
             resolver: self,
             finder: on_demand.then_some(self as _),
             registry: &self.registry,
@@ -80,7 +77,7 @@ impl World {
     }
 
     fn client(&self) -> Arc<Workload> {
-        let index = self.receiver.borrow();
+        let index = self.state.load();
         let own = index.workload_by_ip("", "10.0.0.1".parse().unwrap());
         Arc::clone(own.expect("the client is in the state"))
     }
@@ -124,8 +121,10 @@ impl World {
         match self.known.get(name.as_str()) {
             Some(&"broken") => Err("the answer was refused".to_owned()),
             Some(text) => {
-                self.index.send_modify(|index| {
-                    Arc::make_mut(index).apply(state(&[text]));
+                self.state.rcu(|index| {
+                    let mut next = Index::clone(index);
+                    next.apply(state(&[text]));
+                    next
                 });
                 Ok(true)
             }
