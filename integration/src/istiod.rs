@@ -19,7 +19,9 @@ pub mod store;
 mod ads;
 mod ca;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,6 +91,15 @@ pub(crate) enum Order {
     Send(DeltaDiscoveryResponse),
 }
 
+/// Who runs where.
+#[derive(Debug, Default)]
+struct Placed {
+    /// names of the nodes by their addresses
+    nodes: BTreeMap<IpAddr, String>,
+    /// node and identity of each pod
+    pods: BTreeSet<(String, String)>,
+}
+
 /// What the parts share.
 pub struct Shared {
     /// what there is to say
@@ -97,6 +108,7 @@ pub struct Shared {
     pub record: Record,
     settings: Mutex<Settings>,
     authority: Mutex<Authority>,
+    placed: Mutex<Placed>,
     orders: broadcast::Sender<Order>,
     streams: AtomicU64,
 }
@@ -112,6 +124,24 @@ impl Shared {
         self.authority
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn placed(&self) -> MutexGuard<'_, Placed> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the caller may have certificates for that identity: only for pods of its own node.
+    ///
+    /// Errors: why not.
+    fn may_be(&self, caller: &Caller, identity: &str) -> Result<(), String> {
+        let placed = self.placed();
+        let node = caller.peer.and_then(|peer| placed.nodes.get(&peer));
+        let node = node.ok_or_else(|| format!("no node is at {:?}", caller.peer))?;
+        let pod = (node.clone(), identity.to_owned());
+        if placed.pods.contains(&pod) {
+            return Ok(());
+        }
+        Err(format!("no pod of {identity} is on {node}"))
     }
 
     fn next_stream(&self) -> u64 {
@@ -170,6 +200,7 @@ impl Istiod {
             record: Record::default(),
             settings: Mutex::new(settings),
             authority: Mutex::new(Authority::new()?),
+            placed: Mutex::default(),
             orders: broadcast::Sender::new(ORDERS_MAX),
             streams: AtomicU64::new(0),
         });
@@ -244,11 +275,30 @@ impl Istiod {
         self.shared.store.lock()
     }
 
+    /// Tells that a node calls from this address.
+    pub fn node_at(&self, address: IpAddr, node: &str) {
+        let mut placed = self.shared.placed();
+        placed.nodes.insert(address, node.to_owned());
+    }
+
+    /// The node that calls from this address.
+    pub fn node_of(&self, address: IpAddr) -> Option<String> {
+        self.shared.placed().nodes.get(&address).cloned()
+    }
+
+    /// Learns which pods run where. [`Self::publish`] does that as well.
+    pub fn place(&self, model: &Model) {
+        let pods = model.pods.iter();
+        let pods = pods.map(|pod| (pod.node.clone(), pod.identity()));
+        self.shared.placed().pods = pods.collect();
+    }
+
     /// Says what the model says, but for names that a test has spoken about itself.
     ///
     /// Errors: a policy of the model that cannot be read.
     pub fn publish(&self, model: &Model, hbone: &[String]) -> Result<()> {
         let fresh = messages::resources(model, hbone)?;
+        self.place(model);
         self.change(|content| content.replace(fresh));
         Ok(())
     }

@@ -422,6 +422,9 @@ impl World {
     /// Errors: a file cannot be written.
     pub fn publish_enrolment(&self) -> Result<()> {
         let model = self.model();
+        if let Some(istiod) = &self.istiod {
+            istiod.place(&model);
+        }
         self.nodes
             .iter()
             .try_for_each(|node| model::replace(&node.enrolment, &model.enrolment(&node.name)))

@@ -32,11 +32,15 @@ impl IstioCertificateService for Certificates {
             }
         };
         let seconds = request.validity_duration;
+        let may_be = shared.may_be(&caller, &identity);
         shared.record.add(Event::Asked {
-            caller,
+            caller: caller.clone(),
             identity: identity.clone(),
             seconds,
         });
+        if let Err(why) = may_be {
+            return Err(shared.refuse(caller, Status::unauthenticated(why)));
+        }
         // taken out before anything is awaited
         let mode = shared.settings().ca.clone();
         let cert_chain = match mode {

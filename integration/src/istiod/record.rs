@@ -1,6 +1,7 @@
 //! What clients did, in order, for tests to look at and to wait for.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ const LINE_CHARS: usize = 600;
 /// How a call looked from the server's side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
+    /// address that the connection came from
+    pub peer: Option<IpAddr>,
     /// server name in the handshake
     pub sni: Option<String>,
     /// application protocol of the handshake

@@ -133,23 +133,24 @@ fn prepare(place: &Place) -> Result<(tokio::runtime::Runtime, TcpListener)> {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
-            Ok((tcp, _)) => {
+            Ok((tcp, peer)) => {
                 let shared = Arc::clone(&shared);
                 // how a connection ends shows on the client's side
-                tokio::spawn(async move { drop(connection(tcp, shared).await) });
+                tokio::spawn(async move { drop(connection(tcp, peer, shared).await) });
             }
             Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
         }
     }
 }
 
-async fn connection(tcp: TcpStream, shared: Arc<Shared>) -> Result<()> {
+async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Result<()> {
     tcp.set_nodelay(true)?;
     let config = Arc::clone(&shared.settings().tls);
     let accepted = TlsAcceptor::from(config).accept(tcp);
     let tls = tokio::time::timeout(HANDSHAKE_MAX, accepted).await??;
     let handshake = tls.get_ref().1;
     let caller = Caller {
+        peer: Some(peer.ip().to_canonical()),
         sni: handshake.server_name().map(str::to_owned),
         alpn: handshake
             .alpn_protocol()

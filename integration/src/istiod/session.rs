@@ -2,7 +2,9 @@
 //!
 //! As istiod does it: a type has one response on its way at a time; what a client says it holds is not sent again if
 //! it is the same (workloads and services; policies always are), and what it holds but is gone is removed; what a client
-//! refused is not sent again before it changes or a new stream begins.
+//! refused is not sent again before it changes or a new stream begins. On demand, only a request that changes what a stream is
+//! subscribed to is answered, and what is sent is subscribed to; that an address which was asked for in vain has come to life is
+//! not told. Stricter than istiod with what a client must not say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +23,7 @@ const UNKNOWN: u64 = 0;
 #[derive(Debug, Default)]
 struct Watch {
     wildcard: bool,
-    /// names that were asked for
+    /// names that were asked for, or sent
     names: BTreeSet<String>,
     /// names that are still to be answered, also with their absence
     asked: BTreeSet<String>,
@@ -60,16 +62,35 @@ impl Session {
         let Some(watch) = self.watches.get_mut(&kind) else {
             return self.first(kind, request, content);
         };
-        if !request.response_nonce.is_empty()
-            && watch.outstanding.as_ref() == Some(&request.response_nonce)
-        {
-            watch.outstanding = None;
+        let (coming, going) = (
+            &request.resource_names_subscribe,
+            &request.resource_names_unsubscribe,
+        );
+        let url = kind.url();
+        if request.node.is_some() || !request.initial_resource_versions.is_empty() {
+            return Err(format!(
+                "{url}: the contents of a first request in a later one"
+            ));
         }
-        for name in &request.resource_names_subscribe {
-            watch.names.insert(name.clone());
-            watch.asked.insert(name.clone());
+        if !request.response_nonce.is_empty() {
+            if !(coming.is_empty() && going.is_empty()) {
+                return Err(format!("{url}: names in an answer"));
+            }
+            if watch.outstanding.as_ref() == Some(&request.response_nonce) {
+                watch.outstanding = None;
+            }
+            return Ok(());
         }
-        for name in &request.resource_names_unsubscribe {
+        if request.error_detail.is_some() {
+            return Err(format!("{url}: a complaint about nothing"));
+        }
+        for name in coming {
+            if watch.names.insert(name.clone()) {
+                watch.asked.insert(name.clone());
+            }
+        }
+        // in one request they count last
+        for name in going {
             watch.names.remove(name);
             watch.asked.remove(name);
         }
@@ -148,6 +169,7 @@ impl Session {
             for name in &fresh {
                 if let Some(entry) = entries.get(name) {
                     watch.held.insert(name.clone(), entry.change);
+                    watch.names.insert(name.clone());
                     resources.push(entry.resource(kind, name).encode_to_vec().into());
                 }
             }
@@ -185,8 +207,9 @@ impl Watch {
         }
         let mut wanted: BTreeSet<&str> = BTreeSet::new();
         for (name, entry) in entries {
+            // by another name only when that is asked
             let named = self.names.contains(name)
-                || entry.aliases.iter().any(|alias| self.names.contains(alias));
+                || entry.aliases.iter().any(|alias| self.asked.contains(alias));
             if named || (!entry.node.is_empty() && entry.node == node) {
                 wanted.insert(name);
             }
@@ -311,11 +334,69 @@ mod tests {
         session.request(&request, &mesh).unwrap();
         let first = session.next(&mesh).unwrap();
         assert!(first.resources.is_empty());
-        let mut demand = ack(&first);
-        demand.resource_names_subscribe = vec!["/10.0.0.1".to_owned(), "/10.0.0.2".to_owned()];
-        session.request(&demand, &mesh).unwrap();
+        session.request(&ack(&first), &mesh).unwrap();
+        let ask = |coming: &[&str], going: &[&str]| {
+            let names = |of: &[&str]| of.iter().map(|&name| name.to_owned()).collect();
+            DeltaDiscoveryRequest {
+                type_url: Kind::Address.url().to_owned(),
+                resource_names_subscribe: names(coming),
+                resource_names_unsubscribe: names(going),
+                ..Default::default()
+            }
+        };
+        let both = ["/10.0.0.1", "/10.0.0.2"];
+        session.request(&ask(&both, &[]), &mesh).unwrap();
         let second = session.next(&mesh).unwrap();
         assert_eq!(names(&second), ["a"]);
         assert_eq!(second.removed_resources, ["/10.0.0.2"]);
+        session.request(&ack(&second), &mesh).unwrap();
+        // what changes nothing is not answered; what was sent counts as asked for
+        for name in ["/10.0.0.1", "/10.0.0.2", "a"] {
+            session.request(&ask(&[name], &[]), &mesh).unwrap();
+            assert!(session.next(&mesh).is_none(), "{name}");
+            session.request(&ask(&[name], &[name]), &mesh).unwrap();
+            assert!(session.next(&mesh).is_none(), "{name}");
+            session.request(&ask(&[name], &[]), &mesh).unwrap();
+            let again = session.next(&mesh).expect(name);
+            assert_eq!(names(&again).len() + again.removed_resources.len(), 1);
+            session.request(&ack(&again), &mesh).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_client_must_not_say_is_refused() {
+        let mesh = content(&["a"]);
+        let mut session = Session::default();
+        assert!(
+            session
+                .request(&DeltaDiscoveryRequest::default(), &mesh)
+                .is_err()
+        );
+        session.request(&initial(&[]), &mesh).unwrap();
+        let first = session.next(&mesh).unwrap();
+        let answer = ack(&first);
+        let wrong = [
+            DeltaDiscoveryRequest {
+                node: Some(discovery::Node::default()),
+                ..answer.clone()
+            },
+            DeltaDiscoveryRequest {
+                resource_names_subscribe: vec!["a".to_owned()],
+                ..answer.clone()
+            },
+            DeltaDiscoveryRequest {
+                initial_resource_versions: [("a".to_owned(), String::new())].into(),
+                ..answer.clone()
+            },
+            DeltaDiscoveryRequest {
+                response_nonce: String::new(),
+                error_detail: Some(discovery::Status::default()),
+                ..answer.clone()
+            },
+        ];
+        for request in wrong {
+            assert!(session.request(&request, &mesh).is_err(), "{request:?}");
+        }
+        session.request(&answer, &mesh).unwrap();
     }
 }

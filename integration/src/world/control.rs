@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::Node;
+use super::{FIRST_DAEMON, Node};
 use crate::istiod::{Istiod, Place};
 use crate::netns;
 
@@ -36,6 +36,10 @@ pub(super) fn raise(world: &str, dir: &Path, nodes: &mut [Node]) -> Result<Istio
     let names = [v4.as_str(), v6.as_str(), "istiod.istio-system.svc"];
     let istiod = Istiod::start(dir, &names, place(XDS_PORT), place(CA_PORT))?;
     for node in nodes {
+        for host in FIRST_DAEMON..=u8::MAX {
+            istiod.node_at(node.v4(host).into(), &node.name);
+            istiod.node_at(node.v6(host).into(), &node.name);
+        }
         node.env = istiod.env();
         for (key, value) in [
             ("POD_NAME", format!("ztunnel-{}", node.name)),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use integration::istiod::{CLUSTER_ID, Ca, Istiod, Kind, Place, TOKEN, Xds};
+use integration::model::PodRecord;
 use integration::{Model, Policy, Service};
 use proto::ca::IstioCertificateRequest;
 use proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -182,6 +183,24 @@ fn model() -> Model {
     model
 }
 
+fn pod(name: &str, node: &str) -> PodRecord {
+    PodRecord {
+        uid: name.to_owned(),
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        service_account: name.to_owned(),
+        node: node.to_owned(),
+        ips: Vec::new(),
+        netns: Default::default(),
+        cgroup: Default::default(),
+        host_network: false,
+        phase: "Running".to_owned(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        policies: Vec::new(),
+    }
+}
+
 fn run<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -263,6 +282,11 @@ fn certificates_are_signed_for_right_requests_only() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let istiod = istiod(dir.path())?;
     istiod.authority().use_intermediates(true)?;
+    let mut model = model();
+    for (name, node) in [("client", "node1"), ("other", "node2")] {
+        model.pods.push(pod(name, node));
+    }
+    istiod.place(&model);
     let asks = |csr: String, whom: &str| IstioCertificateRequest {
         csr,
         validity_duration: 60,
@@ -272,6 +296,16 @@ fn certificates_are_signed_for_right_requests_only() -> Result<()> {
         let sender = dial(&istiod, istiod.ca.address()).await?;
         let mut client = client!(IstioCertificateServiceClient, sender, TOKEN);
         let good = asks(csr(|_| ())?, WHO);
+        // from nobody's address, then from that of a node where no such pod is
+        for node in [None, Some("node2")] {
+            if let Some(node) = node {
+                istiod.node_at(Ipv4Addr::LOCALHOST.into(), node);
+            }
+            let status = client.create_certificate(good.clone()).await.err();
+            let status = status.context("signed for another node")?;
+            assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+        }
+        istiod.node_at(Ipv4Addr::LOCALHOST.into(), "node1");
         let chain = client.create_certificate(good.clone()).await?.into_inner();
         ensure!(
             chain.cert_chain.len() == 3,

@@ -1,10 +1,10 @@
 //! The control plane comes, goes and asks who is there: readiness, reconnects, tokens, names, headers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use integration::istiod::{Event, Kind, TOKEN, Xds};
 use integration::{Daemon, Istiod, Layout, place, until};
 use tonic::Code;
@@ -323,5 +323,41 @@ fn roots_of_the_control_plane_are_read_again() -> Result<()> {
     let from = world.istiod().record().len();
     world.istiod_mut().new_front(&names, true)?;
     subscribed(world.istiod(), from, "node1", Kind::Address)?;
+    Ok(())
+}
+
+#[test]
+fn certificates_are_asked_for_pods_of_the_own_node_only() -> Result<()> {
+    let mesh = Mesh::governed(&Layout::standard(), &[])?;
+    mesh.label("other", true)?;
+    let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
+    let _echo = server.serve(&["echo"])?;
+    for from in [client, mesh.pod("outsider-0")] {
+        echo(from, server.at(9000), &[])?;
+    }
+    let mut asked = BTreeSet::new();
+    for event in mesh.istiod().record().since(0) {
+        match event {
+            Event::Asked {
+                caller, identity, ..
+            } => {
+                let peer = caller.peer.context("an address")?;
+                let node = mesh.istiod().node_of(peer).context("a node")?;
+                asked.insert((node, identity));
+            }
+            Event::Refused { why, .. } => bail!("refused: {why}"),
+            _ => {}
+        }
+    }
+    let pods = ["client-0", "server-0", "outsider-0"].map(|name| mesh.pod(name));
+    for pod in pods {
+        let node = mesh.world.node(pod.node).name.clone();
+        ensure!(asked.contains(&(node, pod.identity())), "{asked:?}");
+    }
+    for (node, identity) in &asked {
+        let model = mesh.world.model();
+        let mut own = model.pods.iter().filter(|pod| pod.node == *node);
+        ensure!(own.any(|pod| pod.identity() == *identity), "{asked:?}");
+    }
     Ok(())
 }

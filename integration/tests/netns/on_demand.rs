@@ -1,6 +1,8 @@
 //! Workloads and services asked for one by one, when a connection needs them.
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use integration::istiod::{Event, Kind, Xds};
@@ -13,6 +15,10 @@ const ENV: [(&str, &str); 2] = [
     ("XDS_ON_DEMAND", "true"),
     ("ISTIO_META_DNS_CAPTURE", "false"),
 ];
+/// Most time for a connection whose question is answered: well below the longest wait for an answer.
+const ANSWERED: Duration = Duration::from_secs(4);
+/// How long an answer is believed.
+const FRESH: Duration = Duration::from_secs(1);
 /// Most time for a connection that waits for an answer of the control plane.
 const PATIENCE: &str = "8000";
 
@@ -99,39 +105,96 @@ fn destinations_are_asked_for_when_they_are_needed() -> Result<()> {
     Ok(())
 }
 
+/// A server that echoes, on the far node's own address.
+fn far_side(mesh: &Mesh) -> Result<SocketAddr> {
+    let far = mesh.world.node(1);
+    let outside = SocketAddr::from((far.wire4, 7777));
+    let listener = integration::netns::inside(&far.netns, || TcpListener::bind(outside))??;
+    // ends with the test's process; the clients say whether the echo came
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut bytes = [0; 5];
+            if stream.read_exact(&mut bytes).is_ok() {
+                let _ = stream.write_all(&bytes);
+            }
+        }
+    });
+    Ok(outside)
+}
+
+#[test]
+fn a_pod_of_the_host_network_is_asked_for_once_in_a_while() -> Result<()> {
+    let mesh = mesh()?;
+    let client = mesh.pod("client-0");
+    let outside = far_side(&mesh)?;
+    mesh.istiod().change(|content| {
+        content.workload(proto::workload::Workload {
+            uid: "demo//Pod/kube/host-0".to_owned(),
+            name: "host-0".to_owned(),
+            namespace: "kube".to_owned(),
+            addresses: match outside.ip() {
+                IpAddr::V4(ip) => vec![ip.octets().to_vec().into()],
+                IpAddr::V6(ip) => vec![ip.octets().to_vec().into()],
+            },
+            network_mode: proto::workload::NetworkMode::HostNetwork.into(),
+            node: "node2".to_owned(),
+            ..Default::default()
+        })
+    });
+    let name = format!("/{}", outside.ip());
+    let from = mesh.istiod().record().len();
+    let started = Instant::now();
+    while started.elapsed() < 3 * FRESH {
+        let one = Instant::now();
+        echo(client, outside, &[])?;
+        ensure!(one.elapsed() < ANSWERED, "{:?}", one.elapsed());
+    }
+    let questions = mesh.istiod().record().since(from).into_iter();
+    let questions = questions.filter(|event| {
+        let request = event.request_of(Kind::Address);
+        request.is_some_and(|(_, request)| request.resource_names_subscribe.contains(&name))
+    });
+    let most = started.elapsed().as_secs() + 1;
+    let count = questions.count() as u64;
+    ensure!((2..=most).contains(&count), "{count} of at most {most}");
+    Ok(())
+}
+
 #[test]
 fn what_is_not_there_passes_and_what_is_not_answered_does_not() -> Result<()> {
     let mesh = mesh()?;
     let (client, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
     let _echo = server.serve(&["echo"])?;
     // an address outside of the mesh, on the far node
-    let far = mesh.world.node(1);
-    let outside = std::net::SocketAddr::from((far.wire4, 7777));
-    let listener =
-        integration::netns::inside(&far.netns, || std::net::TcpListener::bind(outside))??;
-    let answerer = std::thread::spawn(move || {
-        use std::io::{Read, Write};
-        if let Ok((mut stream, _)) = listener.accept() {
-            let mut bytes = [0; 5];
-            if stream.read_exact(&mut bytes).is_ok() {
-                // the client says whether it came
-                let _ = stream.write_all(&bytes);
-            }
-        }
-    });
+    let outside = far_side(&mesh)?;
     let from = mesh.istiod().record().len();
     echo(client, outside, &[])?;
     asked(&mesh, from, &format!("/{}", outside.ip()))?;
-    let _ = answerer.join();
     let absent = mesh.istiod().record().since(from);
     let absent = absent.iter().any(|event| {
         matches!(event, Event::Response { removed, .. } if removed.contains(&format!("/{}", outside.ip())))
     });
     ensure!(absent, "its absence was not told");
 
+    // asked again, once the answer is not fresh any more, it is answered again
+    let second = until(SOON, "a second question", || {
+        let from = mesh.istiod().record().len();
+        let started = Instant::now();
+        echo(client, outside, &[])?;
+        ensure!(started.elapsed() < ANSWERED, "{:?}", started.elapsed());
+        let since = mesh.istiod().record().since(from);
+        Ok(since.into_iter().find_map(|event| {
+            let (_, request) = event.request_of(Kind::Address)?;
+            (!request.resource_names_unsubscribe.is_empty()).then(|| request.clone())
+        }))
+    })?;
+    let name = format!("/{}", outside.ip());
+    assert_eq!(second.resource_names_unsubscribe, [name]);
+    ensure!(second.resource_names_subscribe.is_empty(), "{second:?}");
+
     mesh.istiod().behave(Xds::Silent);
     let wire = mesh.world.node(0).capture(mesh.world.node(1))?;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let more = [
         "--send",
         "marker-of-the-clear-text",
