@@ -260,6 +260,15 @@ impl Index {
     ///
     /// In an order that depends on what is held only.
     pub fn endpoints<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = EndpointRef<'a>> {
+        self.endpoints_whatever_health(service)
+            .filter(|e| e.is_healthy() || service.allows_unhealthy())
+    }
+
+    /// All of them.
+    pub(crate) fn endpoints_whatever_health<'a>(
+        &'a self,
+        service: &'a Service,
+    ) -> impl Iterator<Item = EndpointRef<'a>> {
         let known = self.services.known(&service.namespace, &service.hostname);
         let derived = known.into_iter().flat_map(|known| self.members(known));
         let derived = derived.filter(|m| {
@@ -274,9 +283,7 @@ impl Index {
                 status: own.status,
             })
         });
-        derived
-            .chain(own)
-            .filter(|e| e.is_healthy() || service.allows_unhealthy())
+        derived.chain(own)
     }
 
     /// The same endpoints, those of a Service with very many in groups that are alike in all that a choice asks of them.

@@ -2,22 +2,22 @@
 //!
 //! Each panics where its law is broken, and does nothing else. Not for use in the daemon.
 
+mod admits;
 mod draw;
+mod naive;
+mod routes;
 
 use std::sync::Arc;
-
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 
 use crate::authorize::{Attempt, authorize};
 use crate::index::{Delta, EndpointRef, Index, Key, Resource};
 use crate::name::{NamespacedHostname, Str};
 use crate::policy::{Action, Policy};
-use crate::route::{Decision, Flow, Hop, Plan, route};
-use crate::service::{BalanceMode, Scope, Service};
 use crate::spiffe::SpiffeId;
 use crate::workload::Workload;
+pub use admits::admit_is_sound;
 use draw::Draw;
+pub use routes::route_is_sound;
 
 /// All laws that start from bytes.
 pub const ALL: &[fn(&[u8])] = &[
@@ -27,6 +27,7 @@ pub const ALL: &[fn(&[u8])] = &[
     one_more_deny_only_refuses_more,
     policy_order_is_irrelevant,
     route_is_sound,
+    admit_is_sound,
     spiffe_ids_print_and_parse,
 ];
 
@@ -182,121 +183,6 @@ fn verdict(policies: &[Policy], local: &Workload, asked: &Asked) -> bool {
     authorize(&index_of(policies), &asked.as_attempt(local)).is_allowed()
 }
 
-/// `route` leads to eligible endpoints only, does the same for the same seed, and does not depend on how the index came about.
-pub fn route_is_sound(bytes: &[u8]) {
-    let mut draw = Draw::new(bytes);
-    let mut index = Index::default();
-    for _ in 0..3 {
-        let Delta { remove, upsert } = draw.delta();
-        index.apply(Delta { remove, upsert });
-    }
-    let target = draw.socket();
-    let flow = Flow {
-        source: Arc::new(draw.workload()),
-        client: draw.socket(),
-        target,
-        socks: draw.flag(),
-    };
-    let seed = u64::from(draw.byte());
-    let decide = |index: &Index| route(index, &flow, &mut SmallRng::seed_from_u64(seed));
-    let decision = decide(&index);
-    assert_eq!(decision, decide(&index));
-    assert_eq!(decision, decide(&Index::build(index.resources())));
-    while index.settle() {}
-    assert_eq!(decision, decide(&index));
-    if let Decision::Go(plan) = decision {
-        check_plan(&index, &flow, &plan);
-    }
-}
-
-fn check_plan(index: &Index, flow: &Flow, plan: &Plan) {
-    let Some(destination) = &plan.destination else {
-        assert_eq!(
-            (&plan.hop, plan.to, &plan.service),
-            (&Hop::Passthrough, flow.target, &None)
-        );
-        return;
-    };
-    assert_eq!(
-        index.workload(&destination.uid),
-        Some(destination),
-        "a known workload"
-    );
-    let is_gateway = matches!(plan.hop, Hop::DoubleHbone { .. });
-    assert!(
-        is_gateway || destination.network == flow.source.network,
-        "on the source's network, but for gateways"
-    );
-    assert!(
-        destination.addresses.contains(&plan.to.ip()),
-        "at an address of its own"
-    );
-    if let Hop::Hbone { expected, .. } = &plan.hop {
-        assert!(
-            expected.contains(&destination.identity()),
-            "the peer is checked"
-        );
-    }
-    if let Hop::DoubleHbone {
-        gateway, expected, ..
-    } = &plan.hop
-    {
-        assert!(gateway.contains(&destination.identity()) && !expected.is_empty());
-    }
-    let Some(service) = &plan.service else { return };
-    assert!(service.is_visible_to(Some(&flow.source.namespace)));
-    let has_waypoint = service.waypoint.is_some() || !service.weighted_waypoints.is_empty();
-    if !has_waypoint && !is_gateway {
-        assert!(
-            index.endpoint(service, &destination.uid).is_some(),
-            "an endpoint that health admits"
-        );
-        assert!(destination.capacity > 0);
-        assert!(
-            service.ports.target(flow.target.port()).is_some(),
-            "a port that the service has"
-        );
-        assert!(!service.is_passthrough());
-        check_nearness(index, flow, service, destination);
-    }
-}
-
-/// What a Service prefers is kept: all of it in strict mode; in failover mode where some endpoint has all of it.
-fn check_nearness(index: &Index, flow: &Flow, service: &Service, chosen: &Workload) {
-    let Some(balancer) = &service.load_balancer else {
-        return;
-    };
-    let near = |w: &Workload| {
-        let (a, b) = (&flow.source, w);
-        let (here, there) = (&a.place.locality, &b.place.locality);
-        balancer
-            .routing_preferences
-            .iter()
-            .all(|scope| match scope {
-                Scope::Region => here.region == there.region,
-                Scope::Zone => here.zone == there.zone,
-                Scope::Subzone => here.subzone == there.subzone,
-                Scope::Node => a.place.node == b.place.node,
-                Scope::Cluster => a.cluster_id == b.cluster_id,
-                Scope::Network => a.network == b.network,
-            })
-    };
-    let port = flow.target.port();
-    let is_usable = |e: &EndpointRef<'_>| {
-        let own = e.ports.target(port).filter(|port| *port != 0);
-        let target = own.or(service.ports.target(port).filter(|port| *port != 0));
-        !e.workload.addresses.is_empty() && target.is_some()
-    };
-    let must_be_near = match balancer.mode {
-        BalanceMode::Standard | BalanceMode::Passthrough => false,
-        BalanceMode::Strict => true,
-        BalanceMode::Failover => index
-            .endpoints(service)
-            .any(|e| is_usable(&e) && near(e.workload)),
-    };
-    assert!(!must_be_near || near(chosen), "what the Service prefers");
-}
-
 /// A SPIFFE id of parts without `/` parses from what it prints; and what parses prints as it was.
 pub fn spiffe_ids_print_and_parse(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
@@ -332,22 +218,43 @@ pub fn local_file(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use rand::Rng;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
 
     use super::*;
 
     const RUNS: u64 = 400;
-    const BYTES_MAX: usize = 600;
+    /// Of the laws about decisions: the rare ones need many.
+    const DECISIONS: u64 = 6000;
+    const BYTES_MAX: usize = 2000;
 
     #[test]
     fn hold_for_fixed_seeds() {
         for law in ALL {
             for seed in 0..RUNS {
-                let mut rng = SmallRng::seed_from_u64(seed);
-                let mut bytes = vec![0; rng.random_range(0..BYTES_MAX)];
-                rng.fill(&mut bytes[..]);
-                law(&bytes);
+                law(&bytes(seed));
             }
+        }
+    }
+
+    fn bytes(seed: u64) -> Vec<u8> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut bytes = vec![0; rng.random_range(0..BYTES_MAX)];
+        rng.fill(&mut bytes[..]);
+        bytes
+    }
+
+    /// A law about decisions says nothing where none is met: each kind comes up often enough.
+    #[test]
+    fn decisions_of_every_kind_are_sound() {
+        let mut met = std::collections::BTreeMap::<_, u32>::new();
+        for seed in 0..DECISIONS {
+            route_is_sound(&bytes(seed));
+            admit_is_sound(&bytes(seed));
+            *met.entry(routes::kind_met(&bytes(seed))).or_default() += 1;
+        }
+        for kind in routes::KINDS {
+            assert!(met.get(kind).is_some_and(|n| *n >= 5), "{kind}: {met:?}");
         }
     }
 

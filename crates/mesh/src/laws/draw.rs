@@ -6,13 +6,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Asked;
-use crate::index::{Delta, Key, Resource};
+use crate::admit::Authority;
+use crate::index::{Delta, Index, Key, Resource};
 use crate::name::{NamespacedHostname, NetworkAddress, NetworkCidr, Str};
 use crate::policy::{Action, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 use crate::ports::Ports;
 use crate::service::{
-    BalanceMode, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
-    WeightedWaypoint,
+    BalanceMode, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, SubjectAltName,
+    Visibility, WeightedWaypoint,
 };
 use crate::spiffe::SpiffeId;
 use crate::workload::{
@@ -83,10 +84,73 @@ impl<'a> Draw<'a> {
         SocketAddr::new(self.ip(), self.of(&PORTS))
     }
 
+    /// What is dialled: an address like all, seldom a loopback.
+    pub(super) fn target(&mut self) -> SocketAddr {
+        let target = self.socket();
+        match self.seldom() {
+            true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), target.port()),
+            false => target,
+        }
+    }
+
     fn range(&mut self) -> IpNet {
         let ip = self.ip();
         let length = self.of(&[0, 8, 31, 32]);
         IpNet::new(ip, length).unwrap_or_else(|_| IpNet::from(ip))
+    }
+
+    /// What a peer asks for.
+    pub(super) fn authority(&mut self) -> Authority {
+        match self.flag() {
+            true => Authority::Address(self.socket()),
+            false => Authority::Host {
+                host: self.of(&["h", "g"]).into(),
+                port: self.of(&PORTS),
+            },
+        }
+    }
+
+    /// A small mesh in which most things are found, after a change.
+    pub(super) fn mesh(&mut self) -> Index {
+        let services: Vec<Service> = (0..2 + self.byte() % 3).map(|_| self.service()).collect();
+        let (mut all, mut at) = (Vec::new(), None::<NetworkAddress>);
+        for _ in 0..3 + self.byte() % 4 {
+            let workload = self.workload();
+            let mut listed = workload.services.to_vec();
+            for service in &services {
+                if self.flag() {
+                    listed.push(Membership {
+                        service: Arc::new(service.key()),
+                        ports: Ports::default(),
+                    });
+                }
+            }
+            listed.sort();
+            listed.dedup_by(|a, b| a.service == b.service);
+            let mut gateway = self.gateway();
+            if let Some(at) = at.clone().filter(|_| self.flag()) {
+                gateway.destination = Destination::Address(at);
+            }
+            let gateway = self.flag().then(|| Arc::new(gateway));
+            let nameless = workload.addresses.is_empty();
+            if let Some(ip) = workload.addresses.first() {
+                at = Some(NetworkAddress {
+                    network: workload.network.clone(),
+                    ip: *ip,
+                });
+            }
+            all.push(Resource::Workload(Arc::new(workload.with(|w| {
+                w.services = listed.into();
+                w.network_gateway = gateway;
+                if nameless {
+                    w.hostname = "h".into();
+                }
+            }))));
+        }
+        all.extend(services.into_iter().map(|s| Resource::Service(Arc::new(s))));
+        let mut index = Index::build(all);
+        index.apply(self.delta());
+        index
     }
 
     fn host(&mut self) -> NamespacedHostname {
@@ -218,6 +282,10 @@ impl<'a> Draw<'a> {
             ip_families: self
                 .seldom()
                 .then(|| self.of(&[IpFamilies::Ipv4, IpFamilies::Ipv6, IpFamilies::Dual])),
+            subject_alt_names: [(); 2]
+                .map(|()| self.of(&["spiffe://td/ns/a/sa/x", "spiffe:///ns/a/sa/b", "x.example"]))
+                .map(SubjectAltName::new)
+                .into(),
             canonical: self.flag(),
             visibility: if self.seldom() {
                 Visibility::Namespace

@@ -101,10 +101,8 @@ impl Asker<'_> {
         match self.referent(&waypoint.destination) {
             Some(Referent::Workload(workload)) => is_source(workload),
             Some(Referent::Service(service) | Referent::Range(service)) => {
-                let (namespace, hostname) = (&service.namespace, &service.hostname);
-                let own = self.index.workload(&self.source.uid);
-                own.is_some_and(|w| is_source(w) && w.membership(namespace, hostname).is_some())
-                    || self.index.endpoints(service).any(|e| is_source(e.workload))
+                let mut all = self.index.endpoints_whatever_health(service);
+                all.any(|e| is_source(e.workload))
             }
             None => false,
         }
