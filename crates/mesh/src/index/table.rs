@@ -2,7 +2,9 @@
 //!
 //! Several slots may have one key, and different keys one hash: whoever looks something up checks what it finds.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, LazyLock};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -34,10 +36,21 @@ const SHARD_BITS: u32 = 6;
 /// Shards of a table: what a change copies, against what a copy of the whole has to count.
 const SHARDS: usize = 1 << SHARD_BITS;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Entries of one hash that a shard holds: to find one of them costs as many steps. The rest are kept in order beside.
+const ALIKE_MAX: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     hash: KeyHash,
     slot: Slot,
+}
+
+impl Entry {
+    /// All that may have this hash.
+    fn all_of(hash: KeyHash) -> RangeInclusive<Self> {
+        let (first, last) = (Slot::MIN, Slot::MAX);
+        Self { hash, slot: first }..=Self { hash, slot: last }
+    }
 }
 
 /// Slots by the hash of a key.
@@ -45,6 +58,8 @@ struct Entry {
 pub(super) struct Table {
     /// Boxed, so that an index is a few hundred bytes: readers wait while one takes the place of another.
     shards: Box<[Arc<HashTable<Entry>>; SHARDS]>,
+    /// What is over [`ALIKE_MAX`]: of the many policies of one namespace, of the many workloads at one address.
+    crowded: Arc<BTreeSet<Entry>>,
 }
 
 impl Default for Table {
@@ -52,6 +67,7 @@ impl Default for Table {
         let empty = Arc::new(HashTable::new());
         Self {
             shards: Box::new(std::array::from_fn(|_| empty.clone())),
+            crowded: Arc::default(),
         }
     }
 }
@@ -59,24 +75,42 @@ impl Default for Table {
 impl Table {
     /// The slots that were put in with this hash, in no order.
     pub(super) fn find(&self, hash: KeyHash) -> impl Iterator<Item = Slot> {
+        let beside = match self.crowded.is_empty() {
+            true => None,
+            false => Some(self.crowded.range(Entry::all_of(hash))),
+        };
+        self.in_shard(hash)
+            .chain(beside.into_iter().flatten())
+            .map(|entry| entry.slot)
+    }
+
+    fn in_shard(&self, hash: KeyHash) -> impl Iterator<Item = &Entry> {
         self.shards[hash.shard()]
             .iter_hash(hash.spread())
             .filter(move |entry| entry.hash == hash)
-            .map(|entry| entry.slot)
     }
 
     /// Puts a slot in, once.
     pub(super) fn insert(&mut self, hash: KeyHash, slot: Slot) {
         let entry = Entry { hash, slot };
-        let shard = &mut self.shards[hash.shard()];
-        if shard.find(hash.spread(), |e| *e == entry).is_none() {
-            Arc::make_mut(shard).insert_unique(hash.spread(), entry, |e| e.hash.spread());
+        if self.in_shard(hash).any(|e| *e == entry) || self.crowded.contains(&entry) {
+            return;
         }
+        if self.in_shard(hash).count() >= ALIKE_MAX {
+            Arc::make_mut(&mut self.crowded).insert(entry);
+            return;
+        }
+        let shard = &mut self.shards[hash.shard()];
+        Arc::make_mut(shard).insert_unique(hash.spread(), entry, |e| e.hash.spread());
     }
 
     /// Takes a slot out, if it is in.
     pub(super) fn remove(&mut self, hash: KeyHash, slot: Slot) {
         let entry = Entry { hash, slot };
+        if self.crowded.contains(&entry) {
+            Arc::make_mut(&mut self.crowded).remove(&entry);
+            return;
+        }
         let shard = &mut self.shards[hash.shard()];
         if shard.find(hash.spread(), |e| *e == entry).is_none() {
             return;
@@ -92,7 +126,7 @@ impl Table {
 
     /// How many entries it has.
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.len()).sum()
+        self.shards.iter().map(|shard| shard.len()).sum::<usize>() + self.crowded.len()
     }
 
     /// The slots of all entries.
@@ -100,6 +134,7 @@ impl Table {
         self.shards
             .iter()
             .flat_map(|shard| shard.iter())
+            .chain(&*self.crowded)
             .map(|entry| entry.slot)
     }
 
@@ -153,6 +188,35 @@ mod tests {
         before.audit(
             (0..10_000).flat_map(|key| [(KeyHash::of(key), key), (KeyHash::of(key), key + 1)]),
         );
+    }
+
+    /// Fifty thousand under one key, in and out, are no more work than under as many keys.
+    #[test]
+    fn many_of_one_key_are_no_burden() {
+        const MANY: u32 = 50_000;
+        let hash = KeyHash::of("one");
+        let mut table = Table::default();
+        for slot in (0..MANY).chain(0..MANY) {
+            table.insert(hash, slot);
+            table.insert(KeyHash::of(slot), slot);
+        }
+        assert_eq!(
+            table.in_shard(hash).count(),
+            ALIKE_MAX,
+            "what a search looks at"
+        );
+        let before = table.clone();
+        assert_eq!(found(&table, 7), [7]);
+        assert_eq!(table.find(hash).count(), MANY as usize);
+        assert_eq!(table.slots().count(), 2 * MANY as usize);
+        let mut slots: Vec<Slot> = (0..MANY).collect();
+        slots.rotate_left(MANY as usize / 3);
+        for slot in slots {
+            table.remove(hash, slot);
+            table.remove(KeyHash::of(slot), slot);
+        }
+        assert_eq!((table.len(), table.find(hash).count()), (0, 0));
+        assert_eq!(before.find(hash).count(), MANY as usize, "a copy keeps it");
     }
 
     #[test]
