@@ -228,9 +228,12 @@ impl Node {
 
     /// Sockets first, then capture: connections that capture brings find an open door.
     async fn open(&self, spec: &PodSpec) -> anyhow::Result<Serving> {
-        let netns = Netns::open(&spec.netns)
-            .with_context(|| format!("network namespace {}", spec.netns.display()))?;
-        let netns = Arc::new(netns);
+        let netns = match &spec.netns_handle {
+            Some(handle) => Arc::clone(&handle.0),
+            None => Netns::open(&spec.netns)
+                .with_context(|| format!("network namespace {}", spec.netns.display()))?
+                .into(),
+        };
         let flags = PodFlags {
             dns: spec
                 .capture
@@ -257,7 +260,7 @@ impl Node {
             uid: spec.uid.to_string(),
             netns: Arc::clone(&netns),
             netns_path: spec.netns.clone(),
-            cgroup: spec.cgroup.clone(),
+            cgroup: spec.cgroup.clone().context("its cgroup is not known")?,
             exclude_ranges: spec.capture.exclude_cidrs.clone(),
             exclude_ports: ports,
             flags,

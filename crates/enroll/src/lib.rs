@@ -9,6 +9,8 @@ pub mod roster;
 pub mod rules;
 pub mod watch;
 
-pub use pod::{CaptureOptions, Labels, OutPod, Phase, Pod, PodEvent, PodSpec, Sighting};
+pub use pod::{
+    CaptureOptions, Labels, NetnsHandle, OutPod, Phase, Pod, PodEvent, PodSpec, Sighting,
+};
 pub use roster::{Action, Roster, StopReason};
 pub use rules::{Rules, Verdict, Warning, Why};

@@ -6,9 +6,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use sys::Netns;
 
 use crate::file::FileError;
 use crate::rules::Why;
+
+/// An open network namespace. Two handles are equal when they are of one namespace.
+#[derive(Debug, Clone)]
+pub struct NetnsHandle(pub Arc<Netns>);
+
+impl PartialEq for NetnsHandle {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id() == other.0.id()
+    }
+}
+
+impl Eq for NetnsHandle {}
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -49,6 +62,8 @@ pub struct Pod {
     pub service_account: Arc<str>,
     /// Network namespace file, when known.
     pub netns: Option<PathBuf>,
+    /// The namespace itself, where the source has opened it.
+    pub netns_handle: Option<NetnsHandle>,
     /// cgroup v2 directory, when known.
     pub cgroup: Option<PathBuf>,
     /// Uses the node's network namespace.
@@ -72,12 +87,14 @@ pub struct PodSpec {
     pub namespace: Arc<str>,
     /// Service account.
     pub service_account: Arc<str>,
-    /// Network namespace file.
+    /// Network namespace file; only a hint where there is a handle.
     pub netns: PathBuf,
+    /// The namespace itself, where the source has opened it: processes behind the path may be gone.
+    pub netns_handle: Option<NetnsHandle>,
     /// Inode of the network namespace when the source looked; `None` if it was not there.
     pub netns_inode: Option<u64>,
-    /// cgroup v2 directory.
-    pub cgroup: PathBuf,
+    /// cgroup v2 directory; none where the source does not know it, because others capture.
+    pub cgroup: Option<PathBuf>,
     /// Inode of the cgroup directory when the source looked; `None` if it was not there.
     pub cgroup_inode: Option<u64>,
     /// What is captured.

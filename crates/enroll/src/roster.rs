@@ -133,7 +133,9 @@ enum Change {
 fn compare(old: &PodSpec, new: &PodSpec) -> Change {
     let keys =
         |spec: &PodSpec| [&spec.name, &spec.namespace, &spec.service_account].map(Arc::clone);
-    let place = |spec: &PodSpec| (spec.netns.clone(), spec.cgroup.clone());
+    // a handle tells the namespace; the path to it may be any process's
+    let path = |spec: &PodSpec| spec.netns_handle.is_none().then(|| spec.netns.clone());
+    let place = |spec: &PodSpec| (path(spec), spec.netns_handle.clone(), spec.cgroup.clone());
     // What is not there any more is no reason to stop: processes can outlive the name of their namespace.
     let moved = |old: Option<u64>, new: Option<u64>| new.is_some() && old != new;
     if keys(old) != keys(new)
@@ -161,8 +163,9 @@ mod tests {
             namespace: "shop".into(),
             service_account: "web".into(),
             netns: format!("/run/netns/{uid}").into(),
+            netns_handle: None,
             netns_inode: Some(1),
-            cgroup: format!("/cg/{uid}").into(),
+            cgroup: Some(format!("/cg/{uid}").into()),
             cgroup_inode: Some(2),
             capture: CaptureOptions::default(),
         }
@@ -257,7 +260,7 @@ mod tests {
             (
                 "cgroup",
                 PodSpec {
-                    cgroup: "/other".into(),
+                    cgroup: Some("/other".into()),
                     ..base.clone()
                 },
                 restart,

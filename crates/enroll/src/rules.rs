@@ -131,8 +131,9 @@ impl Rules {
             namespace: pod.namespace.clone(),
             service_account: pod.service_account.clone(),
             netns: netns.clone(),
+            netns_handle: pod.netns_handle.clone(),
             netns_inode: None,
-            cgroup: cgroup.clone(),
+            cgroup: Some(cgroup.clone()),
             cgroup_inode: None,
             capture,
         };
@@ -287,6 +288,7 @@ mod tests {
             namespace: "shop".into(),
             service_account: "web".into(),
             netns: Some("/run/netns/web".into()),
+            netns_handle: None,
             cgroup: Some("/cg/web".into()),
             host_network: false,
             phase: Phase::Running,

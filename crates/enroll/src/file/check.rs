@@ -81,6 +81,7 @@ impl Checker {
                 .service_account
                 .map_or_else(|| Arc::from("default"), |account| account.value.into()),
             netns,
+            netns_handle: None,
             cgroup,
             host_network: form.host_network,
             phase: form.phase,

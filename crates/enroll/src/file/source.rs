@@ -133,7 +133,7 @@ fn observe(sighting: Sighting) -> Sighting {
             let mut spec = Arc::unwrap_or_clone(spec);
             let inode = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.ino());
             spec.netns_inode = inode(&spec.netns);
-            spec.cgroup_inode = inode(&spec.cgroup);
+            spec.cgroup_inode = spec.cgroup.as_deref().and_then(inode);
             Sighting::In(Arc::new(spec))
         }
         out => out,
