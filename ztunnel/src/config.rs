@@ -19,7 +19,7 @@ mod value;
 pub mod variables;
 pub mod view;
 
-pub use capture::Capture;
+pub use capture::{Capture, Enroll, Hold, HoldPolicy, Redirect};
 use control_plane::Common;
 pub use control_plane::{Ca, Local, Xds};
 pub use limits::{Http2, Keepalive};
@@ -53,8 +53,8 @@ pub struct Own {
 /// Everything the daemon was told.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// enrolment file (`ENROLL=file`)
-    pub enroll_file: PathBuf,
+    /// where the node's pods come from
+    pub enroll: Enroll,
     /// namespaces whose pods are never enrolled
     pub excluded_namespaces: Vec<String>,
     /// mesh state given locally
@@ -125,7 +125,8 @@ pub struct Config {
 pub fn read(world: &World) -> Result<Config, Invalid> {
     let env = Env::new(world);
     let proxy = ProxyConfig::read(&env)?;
-    let capture = Capture::read(&env, &proxy)?;
+    let enroll = Enroll::read(&env)?;
+    let capture = Capture::read(&env, &proxy, &enroll)?;
     let tls12 = env.is_true("TLS12_ENABLED");
     let post_quantum_only = env.raw("COMPLIANCE_POLICY") == Some("pqc");
     let common = Common {
@@ -138,6 +139,7 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
     let xds = control_plane::xds(&env, &common, &proxy, local.as_ref(), capture.dns)?;
     let ca = control_plane::ca(&env, &common)?;
     let mut warnings = ineffective(&env);
+    warnings.extend(idle_enrolment(&env, &enroll, &capture));
     warnings.extend(control_plane::token_warning(&env));
     let own = own(&env)?;
     if own.is_some() {
@@ -147,9 +149,7 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
         );
     }
     Ok(Config {
-        enroll_file: env
-            .required("ENROLL_FILE", "a path to the enrolment file")?
-            .into(),
+        enroll,
         excluded_namespaces: env.list("ENROLL_EXCLUDE_NAMESPACES", "kube-system"),
         local,
         xds,
@@ -226,6 +226,29 @@ fn own(env: &Env<'_>) -> Result<Option<Own>, Invalid> {
     }
     let identity = SpiffeId::new(trust_domain, namespace, account);
     Ok(Some(Own { name, identity }))
+}
+
+/// Settings of enrolment and capture that belong to another way of doing it.
+fn idle_enrolment(env: &Env<'_>, enroll: &Enroll, capture: &Capture) -> Vec<String> {
+    let external = capture.redirect != Redirect::Ebpf;
+    let zds = matches!(enroll, Enroll::Zds { .. });
+    let file = matches!(enroll, Enroll::File(_));
+    let ebpf_only = "with CAPTURE=external others redirect";
+    [
+        ("ENROLL_FILE", !file, "it is for ENROLL=file"),
+        ("INPOD_UDS", !zds, "it is for ENROLL=zds"),
+        ("ZDS_STRICT_EXIT", !zds, "it is for ENROLL=zds"),
+        ("CAPTURE_CGROUP", external, ebpf_only),
+        ("CAPTURE_PIN_PATH", external, ebpf_only),
+        ("CAPTURE_EXEMPT_SOURCES", external, ebpf_only),
+        ("KUBELET_CGROUP", external, ebpf_only),
+        ("HOLD_TIMEOUT", capture.hold.is_none(), "pods are not held"),
+        ("HOLD_POLICY", capture.hold.is_none(), "pods are not held"),
+    ]
+    .into_iter()
+    .filter(|(name, idle, _)| *idle && env.optional(name).is_some())
+    .map(|(name, _, why)| format!("{name} has no effect: {why}"))
+    .collect()
 }
 
 /// Settings that are taken and change nothing here.

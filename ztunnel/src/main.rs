@@ -7,6 +7,7 @@ mod crl_file;
 mod dump;
 mod endpoint;
 mod finder;
+mod hold;
 mod mesh_file;
 mod meters;
 mod net;

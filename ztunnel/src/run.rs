@@ -132,9 +132,12 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
     ready.done(PROXY_TASK);
 
+    let config::Enroll::File(file) = &config.enroll else {
+        anyhow::bail!("ENROLL={} is not available", config.enroll.name());
+    };
     let (events, seen) = mpsc::channel(EVENTS_MAX);
     tokio::task::spawn_local(enroll::file::source(
-        config.enroll_file.clone(),
+        file.clone(),
         rules(&config),
         Default::default(),
         events,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -13,16 +14,171 @@ use super::value::{Env, Invalid};
 const PACKET_MARK: u32 = 1337;
 /// Where names are asked for; capture brings the questions there, whatever port.
 const DNS_ADDRESS_DEFAULT: &str = "localhost:15053";
+/// Where istio-cni listens.
+const INPOD_UDS_DEFAULT: &str = "/var/run/ztunnel/ztunnel.sock";
+/// Bounds of the time between two looks at the kernel's state.
+const RECONCILE_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
+/// Bounds of the time that a pod may be held.
+const HOLD_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// Where the connect programs attach and where their state is pinned.
+/// Where the pods of this node come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enroll {
+    /// istio-cni's node agent
+    Zds {
+        /// its socket
+        socket: PathBuf,
+        /// end the process when it breaks the protocol
+        strict_exit: bool,
+    },
+    /// the Kubernetes API server
+    Kubernetes {
+        /// this node
+        node: String,
+    },
+    /// an operator's file
+    File(PathBuf),
+}
+
+impl Enroll {
+    /// As the variable says it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Zds { .. } => "zds",
+            Self::Kubernetes { .. } => "kubernetes",
+            Self::File(_) => "file",
+        }
+    }
+
+    pub(super) fn read(env: &Env<'_>) -> Result<Self, Invalid> {
+        let file = env.optional("ENROLL_FILE").map(PathBuf::from);
+        let default = if file.is_some() { "file" } else { "zds" };
+        match &*env.text("ENROLL", default) {
+            "zds" => Ok(Self::Zds {
+                socket: env.text("INPOD_UDS", INPOD_UDS_DEFAULT).into(),
+                strict_exit: env.bool("ZDS_STRICT_EXIT", false)?,
+            }),
+            "kubernetes" => {
+                let node = env.required("NODE_NAME", "this node's name, for ENROLL=kubernetes")?;
+                Ok(Self::Kubernetes { node })
+            }
+            "file" => {
+                let missing = || Invalid::new("ENROLL_FILE", "", "a path to the enrolment file");
+                file.map(Self::File).ok_or_else(missing)
+            }
+            other => Err(Invalid::new(
+                "ENROLL",
+                other,
+                "zds (istio-cni), kubernetes or file",
+            )),
+        }
+    }
+}
+
+/// Who redirects the pods' connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redirect {
+    /// this daemon's kernel programs
+    Ebpf,
+    /// rules that others put into the pods, towards well-known ports
+    External {
+        /// mark of the daemon's sockets, which those rules exempt
+        mark: u32,
+        /// share the ports with another instance
+        reuse_port: bool,
+    },
+}
+
+impl Redirect {
+    /// As the variable says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::External { .. } => "external",
+        }
+    }
+
+    fn read(env: &Env<'_>, enroll: &Enroll) -> Result<Self, Invalid> {
+        let zds = matches!(enroll, Enroll::Zds { .. });
+        let value = env.text("CAPTURE", if zds { "external" } else { "ebpf" });
+        match (&*value, zds) {
+            ("external", _) => Ok(Self::External {
+                mark: env.within("PACKET_MARK", PACKET_MARK, 1..=u32::MAX)?,
+                reuse_port: env.bool("INPOD_PORT_REUSE", true)?,
+            }),
+            ("ebpf", false) => refuse_other_listeners(env).map(|()| Self::Ebpf),
+            ("ebpf", true) => Err(Invalid::new(
+                "CAPTURE",
+                value,
+                "external or unset with ENROLL=zds (istio-cni puts its own rules into the pods; ENROLL=kubernetes goes without it)",
+            )),
+            _ => Err(Invalid::new("CAPTURE", value, "ebpf or external")),
+        }
+    }
+}
+
+/// What happens with a pod that is in the mesh and cannot be enrolled in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldPolicy {
+    /// its connections are refused
+    Deny,
+    /// its connections go out as they are
+    Allow,
+}
+
+/// How pods are held until they are enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// most time that a pod is held
+    pub timeout: Duration,
+    /// what comes after that
+    pub policy: HoldPolicy,
+}
+
+impl Hold {
+    fn read(env: &Env<'_>, redirect: Redirect) -> Result<Option<Self>, Invalid> {
+        let on = env.switch("HOLD")?;
+        if redirect != Redirect::Ebpf {
+            return match on {
+                Some(true) => Err(Invalid::new(
+                    "HOLD",
+                    "true",
+                    "false or unset with CAPTURE=external (only the kernel programs can hold a pod)",
+                )),
+                _ => Ok(None),
+            };
+        }
+        let policy = match &*env.text("HOLD_POLICY", "deny") {
+            "deny" => HoldPolicy::Deny,
+            "allow" => HoldPolicy::Allow,
+            other => return Err(Invalid::new("HOLD_POLICY", other, "deny or allow")),
+        };
+        let timeout = span(env, "HOLD_TIMEOUT", Duration::from_secs(30), HOLD_TIMES)?;
+        Ok(on.unwrap_or(true).then_some(Self { timeout, policy }))
+    }
+}
+
+/// How connections come to the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capture {
+    /// who redirects
+    pub redirect: Redirect,
     /// cgroup v2 directory; none = kubepods, else the v2 root
     pub cgroup: Option<PathBuf>,
     /// directory in a bpffs
     pub pins: PathBuf,
     /// sources whose plaintext goes to the application directly, such as a node's health checks
     pub exempt_sources: Vec<IpNet>,
+    /// the host's procfs
+    pub host_proc: PathBuf,
+    /// kubelet's cgroup; none = found by the process's name
+    pub kubelet_cgroup: Option<PathBuf>,
+    /// time between two looks at the kernel's state
+    pub reconcile: Duration,
+    /// pods are held until they are enrolled
+    pub hold: Option<Hold>,
     /// questions to port 53 come to the daemon, unless a pod says otherwise
     pub dns: bool,
     /// the application sees its client's address
@@ -32,21 +188,54 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(super) fn read(env: &Env<'_>, proxy: &ProxyConfig) -> Result<Self, Invalid> {
-        refuse_other_sources(env)?;
-        refuse_other_listeners(env)?;
+    pub(super) fn read(
+        env: &Env<'_>,
+        proxy: &ProxyConfig,
+        enroll: &Enroll,
+    ) -> Result<Self, Invalid> {
+        refuse_other_modes(env)?;
+        let redirect = Redirect::read(env, enroll)?;
         let dns = dns(proxy)?;
         refuse_to_do_nothing(env, dns)?;
         Ok(Self {
+            redirect,
             cgroup: env.optional("CAPTURE_CGROUP").map(PathBuf::from),
             pins: env.text("CAPTURE_PIN_PATH", PINS_DEFAULT).into(),
             exempt_sources: exempt_sources(env)?,
+            host_proc: env.text("HOST_PROC", "/proc").into(),
+            kubelet_cgroup: env.optional("KUBELET_CGROUP").map(PathBuf::from),
+            reconcile: span(
+                env,
+                "CAPTURE_RECONCILE_INTERVAL",
+                Duration::from_secs(30),
+                RECONCILE_TIMES,
+            )?,
+            hold: Hold::read(env, redirect)?,
             dns,
             // unset and true are one: capture never serves a pod without it
             keep_source: env.switch("ENABLE_ORIG_SRC")?.unwrap_or(true),
             ipv6: env.bool("IPV6_ENABLED", true)?,
         })
     }
+}
+
+/// A duration within bounds.
+fn span(
+    env: &Env<'_>,
+    name: &'static str,
+    default: Duration,
+    bounds: std::ops::RangeInclusive<Duration>,
+) -> Result<Duration, Invalid> {
+    let span = env.duration(name, default)?;
+    if bounds.contains(&span) {
+        return Ok(span);
+    }
+    let expected = format!("a duration from {:?} to {:?}", bounds.start(), bounds.end());
+    Err(Invalid::new(
+        name,
+        env.raw(name).unwrap_or_default(),
+        expected,
+    ))
 }
 
 fn exempt_sources(env: &Env<'_>) -> Result<Vec<IpNet>, Invalid> {
@@ -69,41 +258,13 @@ fn exempt_sources(env: &Env<'_>) -> Result<Vec<IpNet>, Invalid> {
 }
 
 /// What another version may offer is refused, not ignored.
-fn refuse_other_sources(env: &Env<'_>) -> Result<(), Invalid> {
-    for (name, only, expected) in [
-        (
-            "ENROLL",
-            "file",
-            "file (zds and kubernetes are not supported yet)",
-        ),
-        ("CAPTURE", "ebpf", "ebpf (external is not supported yet)"),
-        (
+fn refuse_other_modes(env: &Env<'_>) -> Result<(), Invalid> {
+    let mode = env.text("PROXY_MODE", "shared");
+    if mode != "shared" {
+        return Err(Invalid::new(
             "PROXY_MODE",
-            "shared",
+            mode,
             "shared (dedicated is not supported yet)",
-        ),
-    ] {
-        let value = env.text(name, only);
-        if value != only {
-            return Err(Invalid::new(name, value, expected));
-        }
-    }
-    if let Some(socket) = env.optional("INPOD_UDS") {
-        return Err(Invalid::new(
-            "INPOD_UDS",
-            socket,
-            "empty or unset (the socket of istio-cni is not supported yet; pods come from ENROLL_FILE)",
-        ));
-    }
-    Ok(())
-}
-
-fn refuse_other_listeners(env: &Env<'_>) -> Result<(), Invalid> {
-    if !env.bool("INPOD_PORT_REUSE", true)? {
-        return Err(Invalid::new(
-            "INPOD_PORT_REUSE",
-            "false",
-            "true or unset (capture hands listeners over from one process to the next)",
         ));
     }
     if env.bool("UNSTABLE_ENABLE_SOCKS5", false)? {
@@ -111,6 +272,18 @@ fn refuse_other_listeners(env: &Env<'_>) -> Result<(), Invalid> {
             "UNSTABLE_ENABLE_SOCKS5",
             "true",
             "false or unset (SOCKS5 is not supported yet)",
+        ));
+    }
+    Ok(())
+}
+
+/// The kernel programs need no port of their own, and know one mark.
+fn refuse_other_listeners(env: &Env<'_>) -> Result<(), Invalid> {
+    if !env.bool("INPOD_PORT_REUSE", true)? {
+        return Err(Invalid::new(
+            "INPOD_PORT_REUSE",
+            "false",
+            "true or unset with CAPTURE=ebpf (listeners are handed over from one process to the next)",
         ));
     }
     if env.number("PACKET_MARK", PACKET_MARK)? != PACKET_MARK {

@@ -106,9 +106,12 @@ pub(super) fn threads(env: &Env<'_>, proxy: &ProxyConfig) -> Result<usize, Inval
     .max(1))
 }
 
-/// Time for open connections at termination (spec: configuration §6).
+/// Time for open connections at termination (spec: configuration §6); our own `DRAIN_MAX` wins.
 pub(super) fn drain_deadline(env: &Env<'_>) -> Result<Duration, Invalid> {
     const DEFAULT: Duration = Duration::from_secs(5);
+    if env.raw("DRAIN_MAX").is_some() {
+        return env.duration("DRAIN_MAX", DEFAULT);
+    }
     let explicit = env.duration("CONNECTION_TERMINATION_DEADLINE", DEFAULT)?;
     let grace: Option<u64> = env.count("TERMINATION_GRACE_PERIOD_SECONDS")?;
     let Some(grace) = grace.filter(|_| env.raw("CONNECTION_TERMINATION_DEADLINE").is_none()) else {

@@ -79,21 +79,20 @@ fn errors_name_variable_value_and_what_was_expected() {
         ),
         ("SECRET_TTL", "1s", "a duration from 2s to 90d"),
         ("SECRET_TTL", "91d", "a duration from 2s to 90d"),
+        ("ENROLL", "magic", "zds (istio-cni), kubernetes or file"),
+        ("CAPTURE", "iptables", "ebpf or external"),
+        ("HOLD", "1", "true or false"),
+        ("HOLD_POLICY", "drop", "deny or allow"),
+        ("HOLD_TIMEOUT", "0s", "a duration from 100ms to 3600s"),
         (
-            "ENROLL",
-            "magic",
-            "file (zds and kubernetes are not supported yet)",
+            "CAPTURE_RECONCILE_INTERVAL",
+            "1ms",
+            "a duration from 100ms to 3600s",
         ),
         (
-            "ENROLL",
-            "zds",
-            "file (zds and kubernetes are not supported yet)",
-        ),
-        ("ENROLL_FILE", "", "a path to the enrolment file"),
-        (
-            "CAPTURE",
-            "external",
-            "ebpf (external is not supported yet)",
+            "DRAIN_MAX",
+            "long",
+            "a duration such as 10s, 500ms, 5m, 1h30m",
         ),
         (
             "CAPTURE_EXEMPT_SOURCES",
@@ -124,14 +123,9 @@ fn errors_name_variable_value_and_what_was_expected() {
         ),
         ("PACKET_MARK", "-1", "a whole number (u32)"),
         (
-            "INPOD_UDS",
-            "/var/run/ztunnel/ztunnel.sock",
-            "empty or unset (the socket of istio-cni is not supported yet; pods come from ENROLL_FILE)",
-        ),
-        (
             "INPOD_PORT_REUSE",
             "false",
-            "true or unset (capture hands listeners over from one process to the next)",
+            "true or unset with CAPTURE=ebpf (listeners are handed over from one process to the next)",
         ),
         ("IPV6_ENABLED", "no", "true or false"),
         ("LOCALHOST_APP_TUNNEL", "no", "true or false"),
@@ -205,6 +199,108 @@ fn errors_name_variable_value_and_what_was_expected() {
     ] {
         let wanted = format!("{name}={value:?} is not valid: expected {expected}");
         assert_eq!(error(&[(name, value)]), wanted);
+    }
+}
+
+#[test]
+fn enrolment_decides_who_captures() {
+    let only = |variables: &[(&str, &str)]| {
+        let own = [("LOCAL_XDS_PATH", "/m"), ("EMBEDDED_CA_DIR", "/ca")];
+        read(&world(own.iter().chain(variables)))
+    };
+    let external = |mark, reuse_port| Redirect::External { mark, reuse_port };
+    let zds = |strict_exit| Enroll::Zds {
+        socket: "/var/run/ztunnel/ztunnel.sock".into(),
+        strict_exit,
+    };
+    let file = || Enroll::File("/e".into());
+    let node = Enroll::Kubernetes { node: "n".into() };
+    for (variables, enroll, redirect, hold) in [
+        (vec![], zds(false), external(1337, true), false),
+        (
+            vec![
+                ("ZDS_STRICT_EXIT", "true"),
+                ("PACKET_MARK", "7"),
+                ("INPOD_PORT_REUSE", "false"),
+            ],
+            zds(true),
+            external(7, false),
+            false,
+        ),
+        (vec![("ENROLL_FILE", "/e")], file(), Redirect::Ebpf, true),
+        (
+            vec![("ENROLL_FILE", "/e"), ("CAPTURE", "external")],
+            file(),
+            external(1337, true),
+            false,
+        ),
+        (
+            vec![("ENROLL", "zds"), ("ENROLL_FILE", "/e")],
+            zds(false),
+            external(1337, true),
+            false,
+        ),
+        (
+            vec![
+                ("ENROLL", "kubernetes"),
+                ("NODE_NAME", "n"),
+                ("HOLD", "false"),
+            ],
+            node.clone(),
+            Redirect::Ebpf,
+            false,
+        ),
+    ] {
+        let config = only(&variables).expect("valid");
+        assert_eq!(config.enroll, enroll, "{variables:?}");
+        assert_eq!(config.capture.redirect, redirect, "{variables:?}");
+        assert_eq!(config.capture.hold.is_some(), hold, "{variables:?}");
+    }
+    for (variables, error) in [
+        (vec![("ENROLL", "file")], "ENROLL_FILE=\"\" is not valid"),
+        (
+            vec![("ENROLL", "kubernetes")],
+            "NODE_NAME=\"\" is not valid",
+        ),
+        (
+            vec![("CAPTURE", "ebpf")],
+            "CAPTURE=\"ebpf\" is not valid: expected external or unset with ENROLL=zds",
+        ),
+        (
+            vec![("HOLD", "true")],
+            "HOLD=\"true\" is not valid: expected false or unset with CAPTURE=external",
+        ),
+    ] {
+        let said = only(&variables).expect_err("not valid").to_string();
+        assert!(said.starts_with(error), "{said}");
+    }
+}
+
+#[test]
+fn the_drain_has_one_deadline() {
+    for (variables, seconds) in [
+        (vec![("TERMINATION_GRACE_PERIOD_SECONDS", "30")], 25),
+        (
+            vec![
+                ("CONNECTION_TERMINATION_DEADLINE", "7s"),
+                ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+            ],
+            7,
+        ),
+        (
+            vec![
+                ("DRAIN_MAX", "4h"),
+                ("CONNECTION_TERMINATION_DEADLINE", "7s"),
+            ],
+            14_400,
+        ),
+    ] {
+        let config = with(&variables).expect("valid");
+        assert_eq!(
+            config.drain_deadline,
+            Duration::from_secs(seconds),
+            "{variables:?}"
+        );
     }
 }
 

@@ -33,23 +33,28 @@ pub const ALL: &[Group] = &[
         variables: &[
             v(
                 "ENROLL",
-                "file",
-                "Where the pods of this node come from: file (zds and kubernetes are not supported yet)",
+                "file if ENROLL_FILE is set, else zds",
+                "Where the pods of this node come from: zds (istio-cni), kubernetes (the API server), file",
             ),
             v(
                 "ENROLL_FILE",
-                "(required)",
-                "YAML file of pods and namespaces; watched",
+                "(none)",
+                "YAML file of pods and namespaces; watched. Needed for ENROLL=file",
             ),
             v(
                 "ENROLL_EXCLUDE_NAMESPACES",
                 "kube-system",
-                "Namespaces whose pods are never enrolled, comma-separated",
+                "Namespaces whose pods are never enrolled, comma-separated; not for zds",
+            ),
+            v(
+                "KUBECONFIG",
+                "(in the cluster: service account)",
+                "How to reach the API server for ENROLL=kubernetes",
             ),
             v(
                 "CAPTURE",
-                "ebpf",
-                "How connections are captured: ebpf (external is not supported yet)",
+                "external for zds, else ebpf",
+                "Who redirects connections: ebpf (this daemon's kernel programs), external (rules that others put into the pods)",
             ),
             v(
                 "CAPTURE_CGROUP",
@@ -67,6 +72,36 @@ pub const ALL: &[Group] = &[
                 "Addresses or CIDRs whose plaintext reaches the application directly (health checks)",
             ),
             v(
+                "CAPTURE_RECONCILE_INTERVAL",
+                "30s",
+                "Time between two comparisons of the kernel's state with what is wanted, 100ms to 1h",
+            ),
+            v(
+                "KUBELET_CGROUP",
+                "that of the process kubelet",
+                "cgroup v2 directory whose processes' connections reach applications directly (probes)",
+            ),
+            v(
+                "HOLD",
+                "true with ebpf",
+                "Hold connections of pods that are to be enrolled until they are",
+            ),
+            v(
+                "HOLD_TIMEOUT",
+                "30s",
+                "Most time a pod is held, 100ms to 1h",
+            ),
+            v(
+                "HOLD_POLICY",
+                "deny",
+                "After that: deny (refuse its connections), allow (let them out as they are)",
+            ),
+            v(
+                "HOST_PROC",
+                "/proc",
+                "The host's procfs, where the pods' processes are found and their sysctls are written",
+            ),
+            v(
                 "PROXY_MODE",
                 "shared",
                 "shared: one daemon for all pods of the node (dedicated is not supported yet)",
@@ -78,18 +113,23 @@ pub const ALL: &[Group] = &[
             ),
             v(
                 "INPOD_UDS",
-                "(none)",
-                "Socket of istio-cni; must be unset for now",
+                "/var/run/ztunnel/ztunnel.sock",
+                "Socket of istio-cni, for ENROLL=zds",
+            ),
+            v(
+                "ZDS_STRICT_EXIT",
+                "false",
+                "true: end the process when istio-cni breaks the protocol; false: connect anew",
             ),
             v(
                 "INPOD_PORT_REUSE",
                 "true",
-                "Must be true: capture hands listeners over from one process to the next",
+                "Share the well-known ports with another instance; must be true with ebpf",
             ),
             v(
                 "PACKET_MARK",
                 "1337",
-                "Mark of the daemon's own sockets; must be 1337, which capture exempts",
+                "Mark of the daemon's own sockets; must be 1337 with ebpf",
             ),
         ],
     },
@@ -371,6 +411,11 @@ pub const ALL: &[Group] = &[
             ),
             v("STATS_PORT", "statsPort, else 15020", "Metrics endpoint"),
             v("READINESS_PORT", "15021", "Readiness endpoint"),
+            v(
+                "DRAIN_MAX",
+                "CONNECTION_TERMINATION_DEADLINE",
+                "Time that open connections have after a termination request, such as 30s or 4h; wins over the next two",
+            ),
             v(
                 "CONNECTION_TERMINATION_DEADLINE",
                 "5s",

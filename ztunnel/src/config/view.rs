@@ -5,7 +5,7 @@ use std::time::Duration;
 use control::channel::{Config as Server, Roots};
 use serde_json::{Value, json};
 
-use super::{Ca, Config, Local, LogFormat};
+use super::{Ca, Config, Enroll, HoldPolicy, Local, LogFormat, Redirect};
 
 /// All settings as one JSON object, keys as in Istio's dump, further ones in the same manner.
 pub fn settings(c: &Config) -> Value {
@@ -87,6 +87,10 @@ fn roots(roots: &Roots) -> Value {
 fn data_plane(c: &Config) -> Value {
     let v6 = c.capture.ipv6;
     let any = if v6 { "[::]" } else { "0.0.0.0" };
+    let (mark, reuse) = match c.capture.redirect {
+        Redirect::Ebpf => (capture::DAEMON_MARK, true),
+        Redirect::External { mark, reuse_port } => (mark, reuse_port),
+    };
     json!({
         "adminAddr": {"Localhost": [v6, c.admin_port]},
         "statsAddr": {"SocketAddr": format!("{any}:{}", c.stats_port)},
@@ -101,8 +105,8 @@ fn data_plane(c: &Config) -> Value {
         "dnsProxy": c.capture.dns,
         "ipv6Enabled": v6,
         "requireOriginalSource": c.capture.keep_source,
-        "packetMark": 1337,
-        "inpodPortReuse": true,
+        "packetMark": mark,
+        "inpodPortReuse": reuse,
         "fakeSelfInbound": false,
         "localhostAppTunnel": c.localhost_app_tunnel,
         "enableEnhancedBaggage": c.response_baggage,
@@ -122,15 +126,34 @@ fn data_plane(c: &Config) -> Value {
 }
 
 fn enrolment(c: &Config) -> Value {
+    let (file, socket, strict) = match &c.enroll {
+        Enroll::File(path) => (Some(path), None, false),
+        Enroll::Zds {
+            socket,
+            strict_exit,
+        } => (None, Some(socket), *strict_exit),
+        Enroll::Kubernetes { .. } => (None, None, false),
+    };
+    let hold = c.capture.hold.map(|hold| {
+        json!({
+            "timeout": span(hold.timeout),
+            "policy": match hold.policy { HoldPolicy::Deny => "deny", HoldPolicy::Allow => "allow" },
+        })
+    });
     json!({
-        "enroll": "file",
-        "enrollFile": c.enroll_file,
+        "enroll": c.enroll.name(),
+        "enrollFile": file,
         "enrollExcludeNamespaces": c.excluded_namespaces,
-        "capture": "ebpf",
+        "capture": c.capture.redirect.name(),
         "captureCgroup": c.capture.cgroup,
         "capturePinPath": c.capture.pins,
         "captureExemptSources": c.capture.exempt_sources,
-        "inpodUds": "",
+        "captureReconcileInterval": span(c.capture.reconcile),
+        "hold": hold,
+        "hostProc": c.capture.host_proc,
+        "kubeletCgroup": c.capture.kubelet_cgroup,
+        "inpodUds": socket.map(|path| path.display().to_string()).unwrap_or_default(),
+        "zdsStrictExit": strict,
     })
 }
 
