@@ -75,6 +75,20 @@ impl Roster {
         actions
     }
 
+    /// UIDs of the pods that `event` tells about, or that it makes disappear.
+    pub fn touched(&self, event: &PodEvent) -> Vec<Arc<str>> {
+        match event {
+            PodEvent::Snapshot(sightings) => {
+                let seen = sightings.iter().map(Sighting::uid);
+                let all: BTreeSet<&Arc<str>> = self.pods.keys().chain(seen).collect();
+                all.into_iter().cloned().collect()
+            }
+            PodEvent::Seen(sighting) => vec![Arc::clone(sighting.uid())],
+            PodEvent::Gone { uid } => vec![Arc::clone(uid)],
+            PodEvent::Invalid(_) => Vec::new(),
+        }
+    }
+
     fn forget(&mut self, uid: &Arc<str>, actions: &mut Vec<Action>) {
         if let Some(Sighting::In(spec)) = self.pods.remove(uid) {
             actions.push(Action::Stop(spec, StopReason::Gone));
