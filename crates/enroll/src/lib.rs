@@ -3,7 +3,9 @@
 //! Starting listeners, capturing traffic and certificates are left to the assembly: this room only emits.
 #![forbid(unsafe_code)]
 
+pub mod cgroups;
 pub mod file;
+pub mod kubernetes;
 pub mod pod;
 pub mod roster;
 pub mod rules;
