@@ -12,6 +12,7 @@ mod netlink;
 pub mod own_cgroup;
 mod pins;
 mod pod;
+pub mod probe;
 mod programs;
 mod saved;
 pub mod sockets;

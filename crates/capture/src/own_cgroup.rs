@@ -90,6 +90,17 @@ pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
         .unwrap_or_else(|| first.point.clone()))
 }
 
+/// Makes an empty cgroup below this process's own, to try things in; the next daemon sweeps it away if it stays.
+pub(crate) fn scratch() -> Result<PathBuf, CgroupError> {
+    let place = find_own()?.join(format!("{PREFIX}check-{}", std::process::id()));
+    match fs::create_dir(&place) {
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            Err(refused("make", &place, cause))
+        }
+        _ => Ok(place),
+    }
+}
+
 /// Whether `path` is `above` or lies below it, whatever mounts the paths go through.
 pub(crate) fn is_below(path: &Path, above: &Path) -> io::Result<bool> {
     let wanted = cgroup::id(above)?;
@@ -104,7 +115,7 @@ pub(crate) fn is_below(path: &Path, above: &Path) -> io::Result<bool> {
 }
 
 /// The directory of this process's cgroup, found by trying each mount and confirmed by the list of processes there.
-fn find_own() -> Result<PathBuf, CgroupError> {
+pub(crate) fn find_own() -> Result<PathBuf, CgroupError> {
     let path = cgroup::own_path().map_err(|_| CgroupError::NotMounted)?;
     let mounts = cgroup::mounts().unwrap_or_default();
     if mounts.is_empty() {

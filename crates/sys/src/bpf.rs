@@ -3,6 +3,8 @@
 //! Leaves loading of programs and maps, and the meaning of their contents, to others.
 //! Source: `linux/bpf.h`, `union bpf_attr` and `struct bpf_link_info`.
 
+pub mod probe;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
