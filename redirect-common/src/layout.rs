@@ -1,6 +1,6 @@
 //! Keys and values of the shared maps. Any change here needs a new [`crate::LAYOUT`].
 
-use crate::Address;
+use crate::{Address, CgroupEntry, Settings};
 
 /// Longest pod UID that is remembered, in bytes.
 pub const UID_MAX: usize = 64;
@@ -147,14 +147,37 @@ impl SocketKey {
     }
 }
 
-/// Kept at a captured socket while it is captured.
+/// A connection of kubelet, as the side that is connected to sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ProbeKey {
+    /// Who connects.
+    pub source: Address,
+    /// Whom to.
+    pub destination: Address,
+    /// Port of the source, host byte order.
+    pub source_port: u16,
+    /// Port of the destination, host byte order.
+    pub destination_port: u16,
+}
+
+/// Kept at a socket from its `connect()` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Former {
-    /// 1 while captured; fresh storage is 0.
+    /// One of the constants below; fresh storage is 0.
     pub captured: u32,
     /// The mark that the application had set.
     pub mark: u32,
+}
+
+impl Former {
+    /// Redirected: never leaves the pod.
+    pub const CAPTURED: u32 = 1;
+    /// Marked, but waiting for its pod's enrolment.
+    pub const HELD: u32 = 2;
+    /// Of an enrolled pod and left alone: may go where it likes.
+    pub const PASSED: u32 = 3;
 }
 
 /// What is needed to leave a pod as it was found, also for a successor of the daemon.
@@ -209,11 +232,27 @@ pub enum Counter {
     EgressDropped,
     /// Refused: an attempt to re-mark or re-bind a captured connection.
     SetsockoptRefused,
+    /// Outgoing connections that wait for their pod's enrolment.
+    ConnectHeld,
+    /// Outgoing connections that wait because their pod is enrolled with another network namespace.
+    ConnectHeldNetns,
+    /// Refused: the pod was not enrolled in time.
+    ConnectDeniedHold,
+    /// Dropped on the way out: a connection request that waits for its pod's enrolment (each of its retransmissions counts).
+    EgressDroppedHeld,
+    /// Dropped on the way out: a connection request of an enrolled pod that no program has redirected.
+    EgressDroppedUncaptured,
+    /// Dropped on the way in: a connection request to a pod that is not enrolled yet.
+    IngressDroppedHeld,
+    /// Dropped on the way in: a connection request that went past the daemon to an enrolled pod.
+    IngressDroppedUncaptured,
+    /// Connections of kubelet recorded.
+    ProbeRecorded,
 }
 
 impl Counter {
     /// All counters with their names, in order of index.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 22] = [
         (Self::ConnectCaptured, "connect_captured"),
         (Self::ConnectPassed, "connect_passed"),
         (Self::ConnectDeniedMark, "connect_denied_mark"),
@@ -228,6 +267,14 @@ impl Counter {
         (Self::LookupDroppedPod, "lookup_dropped_pod"),
         (Self::EgressDropped, "egress_dropped"),
         (Self::SetsockoptRefused, "setsockopt_refused"),
+        (Self::ConnectHeld, "connect_held"),
+        (Self::ConnectHeldNetns, "connect_held_netns"),
+        (Self::ConnectDeniedHold, "connect_denied_hold"),
+        (Self::EgressDroppedHeld, "egress_dropped_held"),
+        (Self::EgressDroppedUncaptured, "egress_dropped_uncaptured"),
+        (Self::IngressDroppedHeld, "ingress_dropped_held"),
+        (Self::IngressDroppedUncaptured, "ingress_dropped_uncaptured"),
+        (Self::ProbeRecorded, "probe_recorded"),
     ];
 }
 
@@ -239,6 +286,9 @@ const _: () = {
     assert!(size_of::<ExcludedPort>() == 16);
     assert!(size_of::<SocketKey>() == 16);
     assert!(size_of::<Former>() == 8);
+    assert!(size_of::<ProbeKey>() == 36 && align_of::<ProbeKey>() == 4);
+    assert!(size_of::<CgroupEntry>() == 16);
+    assert!(size_of::<Settings>() == 24);
     assert!(size_of::<Saved>() == 16 + 12 + 4 + UID_MAX + NETNS_PATH_MAX);
     let mut index = 0;
     while index < Counter::ALL.len() {
@@ -261,6 +311,9 @@ mod pod {
         super::Local,
         super::ExcludedRange,
         super::ExcludedPort,
-        super::Saved
+        super::ProbeKey,
+        super::Saved,
+        crate::CgroupEntry,
+        crate::Settings
     );
 }

@@ -5,6 +5,7 @@
 #![no_std]
 
 mod address;
+mod cgroup;
 mod layout;
 mod verdict;
 
@@ -12,9 +13,12 @@ mod verdict;
 mod tests;
 
 pub use address::Address;
+pub use cgroup::{
+    CgroupEntry, CgroupState, DEPTH_MAX, LEVEL_MAX, Lineage, Settings, Standing, standing,
+};
 pub use layout::{
-    Counter, ExcludedPort, ExcludedRange, Former, Kind, Local, NETNS_PATH_MAX, Pod, Saved,
-    SocketKey, UID_MAX,
+    Counter, ExcludedPort, ExcludedRange, Former, Kind, Local, NETNS_PATH_MAX, Pod, ProbeKey,
+    Saved, SocketKey, UID_MAX,
 };
 pub use verdict::{
     Arrival, Attempt, Caller, Connect, Door, Lookup, Mismatch, SocketOption, Via, connect, egress,
@@ -40,7 +44,7 @@ pub const DNS_PORT: u16 = 53;
 /// Index of the loopback interface, the same in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK_IFINDEX: u32 = 1;
 /// Version of everything in this crate that lies in pinned maps; part of the pin path, so that versions never mix.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Pods of a node that maps have room for.
 pub const PODS_MAX: u32 = 4096;
@@ -53,7 +57,13 @@ pub const EXCLUDED_PORTS_MAX: u32 = PODS_MAX * 16;
 /// Exempt source ranges of the node.
 pub const EXEMPT_MAX: u32 = 1024;
 /// Daemon processes that may be alive at once while one replaces another.
-pub const DAEMONS_MAX: u32 = 8;
+pub const DAEMONS_MAX: u32 = 128;
+/// Cgroups about which something is known.
+pub const CGROUPS_MAX: u32 = 16_384;
+/// Connections of kubelet remembered at once; the oldest go first.
+pub const PROBES_MAX: u32 = 8192;
+/// How long a connection of kubelet is recognised after it was begun, in nanoseconds: longer than kubelet waits for any.
+pub const PROBE_NS_MAX: u64 = 30_000_000_000;
 
 /// Names of the maps and programs, which are also names of pins.
 pub mod name {
@@ -79,6 +89,12 @@ pub mod name {
     pub const OWNER: &str = "OWNER";
     /// Hash: namespace cookie → [`crate::Saved`].
     pub const SAVED: &str = "SAVED";
+    /// Hash: cgroup id → [`crate::CgroupEntry`].
+    pub const CGROUPS: &str = "CGROUPS";
+    /// Array of one: [`crate::Settings`].
+    pub const SETTINGS: &str = "SETTINGS";
+    /// Least-recently-used hash: [`crate::ProbeKey`] → when the connection was begun.
+    pub const PROBES: &str = "PROBES";
     /// Read-only datum of the `sk_lookup` program: its namespace's cookie.
     pub const COOKIE: &str = "COOKIE";
 }

@@ -170,6 +170,8 @@ fn start_capture(config: &Config) -> anyhow::Result<Capture> {
         pins,
         daemon_cgroup_id,
         exempt_sources: config.capture.exempt_sources.clone(),
+        host_proc: config.capture.host_proc.clone(),
+        kubelet_cgroup: config.capture.kubelet_cgroup.clone(),
     };
     Capture::start(settings).context("CAPTURE=ebpf")
 }

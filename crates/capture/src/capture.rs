@@ -8,7 +8,7 @@ mod leave;
 pub use check::Drift;
 pub use leave::{Released, release_pinned};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,10 @@ pub struct Config {
     pub daemon_cgroup_id: u64,
     /// Sources that reach applications directly: the node, kubelet's probes.
     pub exempt_sources: Vec<IpNet>,
+    /// The host's procfs: shows all processes of the node, and takes writes to sysctls. `/proc` outside of a container.
+    pub host_proc: PathBuf,
+    /// Cgroup v2 directory of kubelet, whose connections reach applications directly; none = found by the process's name.
+    pub kubelet_cgroup: Option<PathBuf>,
 }
 
 /// A pod found enrolled by a predecessor.
@@ -65,15 +69,17 @@ struct Enrolled {
 
 /// Capture on this machine, as owned by this process until a successor takes it over.
 pub struct Capture {
-    config: Config,
+    pub(crate) config: Config,
     pins: Pins,
-    maps: Maps,
+    pub(crate) maps: Maps,
     programs: Vec<OwnedFd>,
     generation: u64,
     own_netns: NetnsId,
     pods: BTreeMap<u64, Enrolled>,
     /// Namespaces of pods that are retired and not yet released.
     retired: BTreeMap<u64, Arc<Netns>>,
+    /// Where the cgroups are that the kernel was told about, by id.
+    pub(crate) cgroups: HashMap<u64, PathBuf>,
 }
 
 impl Capture {
@@ -118,7 +124,14 @@ impl Capture {
             own_netns,
             pods: BTreeMap::new(),
             retired: BTreeMap::new(),
+            cgroups: HashMap::new(),
         };
+        capture
+            .prepare_cgroups()
+            .map_err(|cause| StartError::Cgroup {
+                path: capture.config.cgroup.clone(),
+                cause,
+            })?;
         capture.attach()?;
         // Last: a predecessor goes on until everything stands.
         capture.maps.set_owner(generation)?;
@@ -327,7 +340,9 @@ impl Capture {
         set.and_then(|result| result).map_err(at(Step::Sysctls))?;
         self.maps
             .set_pod(cookie, wanted.flags)
-            .map_err(at(Step::Switch))
+            .map_err(at(Step::Switch))?;
+        self.write_enrolled(&entry.pod.cgroup, cookie)
+            .map_err(at(Step::Cgroup))
     }
 
     fn wanted(&self, entry: &Enrolled, netlink: &mut Netlink) -> io::Result<State> {

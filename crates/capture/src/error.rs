@@ -85,6 +85,8 @@ pub enum Step {
     Sysctls,
     /// The switch that makes `connect()` captured.
     Switch,
+    /// What the kernel is told about the pod's cgroup.
+    Cgroup,
 }
 
 impl fmt::Display for Step {
@@ -100,6 +102,7 @@ impl fmt::Display for Step {
             Self::Routes => "routes",
             Self::Sysctls => "sysctls",
             Self::Switch => "switch",
+            Self::Cgroup => "cgroup",
         })
     }
 }

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod cgroups;
 pub mod diff;
 mod error;
 mod maps;
+pub mod monitor;
 mod netlink;
 pub mod own_cgroup;
 mod pins;
@@ -19,8 +21,10 @@ pub mod sockets;
 mod sysctl;
 
 pub use capture::{Adopted, Capture, Config, Drift, Released, release_pinned};
+pub use cgroups::{CgroupView, HOLD_WINDOW_MAX};
+pub use diff::{Cure, DriftKind};
 pub use error::{EnrollError, ReleaseError, StartError, Step};
 pub use pod::PodWanted;
 pub use programs::BUILT;
-pub use redirect_common::{DAEMON_MARK, REDIRECT_MARK};
+pub use redirect_common::{CgroupState, DAEMON_MARK, REDIRECT_MARK};
 pub use sockets::{Dns, PodFlags, PodSockets};

@@ -9,8 +9,8 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use redirect_common::{
-    Address, Counter, DAEMONS_MAX, ExcludedPort, ExcludedRange, Kind, Local, PODS_MAX, Pod, Saved,
-    SocketKey, name,
+    Address, CGROUPS_MAX, CgroupEntry, CgroupState, Counter, DAEMONS_MAX, ExcludedPort,
+    ExcludedRange, Kind, Local, PODS_MAX, Pod, Saved, Settings, SocketKey, name,
 };
 use sys::bpf::SocketMap;
 
@@ -26,6 +26,8 @@ pub(crate) struct Maps {
     pub pods: HashMap<MapData, u64, Pod>,
     pub saved: HashMap<MapData, u64, Saved>,
     pub sockets: SocketMap,
+    pub cgroups: HashMap<MapData, u64, CgroupEntry>,
+    pub settings: Array<MapData, Settings>,
     locals: HashMap<MapData, Local, u32>,
     ranges: LpmTrie<MapData, ExcludedRange, u32>,
     ports: HashMap<MapData, ExcludedPort, u32>,
@@ -49,6 +51,18 @@ pub(crate) fn prepare(pins: &Pins) -> Result<(), StartError> {
         map.pin(pins.path(name::OWNER))
             .map_err(|error| failed(name::OWNER, &error))?;
     }
+    if !is_pinned(&pins.path(name::CGROUPS)) {
+        let map = HashMap::<MapData, u64, CgroupEntry>::create(CGROUPS_MAX, NO_PREALLOC)
+            .map_err(|error| failed(name::CGROUPS, &error))?;
+        map.pin(pins.path(name::CGROUPS))
+            .map_err(|error| failed(name::CGROUPS, &error))?;
+    }
+    if !is_pinned(&pins.path(name::SETTINGS)) {
+        let map = Array::<MapData, Settings>::create(1, 0)
+            .map_err(|error| failed(name::SETTINGS, &error))?;
+        map.pin(pins.path(name::SETTINGS))
+            .map_err(|error| failed(name::SETTINGS, &error))?;
+    }
     if !is_pinned(&pins.path(name::SAVED)) {
         let map = HashMap::<MapData, u64, Saved>::create(PODS_MAX, NO_PREALLOC)
             .map_err(|error| failed(name::SAVED, &error))?;
@@ -69,6 +83,8 @@ impl Maps {
             saved: open(pins, name::SAVED)?,
             sockets: SocketMap::open(&pins.path(name::SOCKETS))
                 .map_err(|error| failed(name::SOCKETS, &error))?,
+            cgroups: open(pins, name::CGROUPS)?,
+            settings: open(pins, name::SETTINGS)?,
             locals: open(pins, name::LOCALS)?,
             ranges: open(pins, name::EXCLUDED_RANGES)?,
             ports: open(pins, name::EXCLUDED_PORTS)?,
@@ -245,6 +261,20 @@ impl Maps {
                 .map_err(io::Error::other),
             None => absent_is_fine(self.pods.remove(&cookie)),
         }
+    }
+
+    /// What was said of the cgroups of the pod in the namespace of `cookie` is `state` from now on.
+    pub fn rewrite_cgroups(&mut self, cookie: u64, state: CgroupState) -> io::Result<()> {
+        let of_pod = |entry: CgroupEntry| entry.state() == CgroupState::Enrolled(cookie);
+        let ids: Vec<u64> = self
+            .cgroups
+            .iter()
+            .flatten()
+            .filter_map(|(id, entry)| of_pod(entry).then_some(id))
+            .collect();
+        let entry = CgroupEntry::new(state);
+        ids.into_iter()
+            .try_for_each(|id| self.cgroups.insert(id, entry, 0).map_err(io::Error::other))
     }
 
     /// Removes a socket entry; its absence is fine.

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod bpffs;
 pub mod cgroup;
+pub mod clock;
 pub mod netns;
 pub mod raw;
 pub mod socket;

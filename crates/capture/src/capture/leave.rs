@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use redirect_common::{Kind, Pod, Saved};
+use redirect_common::{CgroupState, Kind, Pod, Saved};
 use sys::Netns;
 use tracing::debug;
 
@@ -40,6 +40,10 @@ impl Capture {
         let mut failures = Vec::new();
         let mut note =
             |step, result: io::Result<()>| failures.extend(result.err().map(|cause| (step, cause)));
+        note(
+            Step::Cgroup,
+            self.maps.rewrite_cgroups(cookie, CgroupState::Free),
+        );
         if let Some(pod) = self.maps.pod(cookie) {
             let flags = pod.flags & !Pod::CAPTURE;
             note(Step::Switch, self.maps.set_pod(cookie, Some(flags)));
@@ -123,6 +127,11 @@ fn undo(
     let mut failures = Vec::new();
     let mut note =
         |step, result: io::Result<()>| failures.extend(result.err().map(|cause| (step, cause)));
+    // Before the switch: a pod that is not captured and still said to be would be held.
+    note(
+        Step::Cgroup,
+        maps.rewrite_cgroups(cookie, CgroupState::Free),
+    );
     if let Some(pod) = maps.pod(cookie) {
         note(
             Step::Switch,

@@ -57,7 +57,7 @@ fn the_loaded_program_decides_as_the_pure_function() {
     let link = sys::bpf::pinned(
         &world
             .pins
-            .join(format!("v1/lookup-{:x}", world.pod.cookie())),
+            .join(format!("v2/lookup-{:x}", world.pod.cookie())),
     )
     .unwrap();
     let program = sys::bpf::program_by_id(sys::bpf::link_info(&link).unwrap().program).unwrap();

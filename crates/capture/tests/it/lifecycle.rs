@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use capture::{Step, release_pinned};
+use capture::{Cure, DriftKind, Step, release_pinned};
 use sys::Netns;
 
 use crate::world::{FAR4, World, accept};
@@ -30,7 +30,7 @@ fn release_leaves_nothing() {
     assert!(
         !world
             .pins
-            .join(format!("v1/lookup-{:x}", world.pod.cookie()))
+            .join(format!("v2/lookup-{:x}", world.pod.cookie()))
             .exists()
     );
     drop(capture);
@@ -175,7 +175,7 @@ fn a_dead_namespace_is_garbage() {
     assert_eq!(second.adopted().len(), 1);
     second.release(cookie).unwrap();
     assert_eq!(second.adopted(), []);
-    assert!(!world.pins.join(format!("v1/lookup-{cookie:x}")).exists());
+    assert!(!world.pins.join(format!("v2/lookup-{cookie:x}")).exists());
 }
 
 #[test]
@@ -185,36 +185,40 @@ fn drift_is_seen_and_mended() {
     let good = world.look();
     let lookup = world
         .pins
-        .join(format!("v1/lookup-{:x}", world.pod.cookie()));
-    let damages: [(Step, &dyn Fn()); 8] = [
-        (Step::Rules, &|| drop(world.pod_ip("rule del pref 100"))),
-        (Step::Rules, &|| drop(world.pod_ip("-6 rule del pref 101"))),
-        (Step::Routes, &|| {
+        .join(format!("v2/lookup-{:x}", world.pod.cookie()));
+    let damages: [(DriftKind, &dyn Fn()); 8] = [
+        (DriftKind::Rule, &|| drop(world.pod_ip("rule del pref 100"))),
+        (DriftKind::Rule, &|| {
+            drop(world.pod_ip("-6 rule del pref 101"))
+        }),
+        (DriftKind::Route, &|| {
             drop(world.pod_ip("route flush table 139"))
         }),
-        (Step::Routes, &|| {
+        (DriftKind::Route, &|| {
             drop(world.pod_ip("-6 route flush table 139"))
         }),
-        (Step::Sysctls, &|| {
+        (DriftKind::Sysctl, &|| {
             world
                 .pod
                 .run(|| std::fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "0"))
                 .unwrap()
                 .unwrap();
         }),
-        (Step::Lookup, &|| std::fs::remove_file(&lookup).unwrap()),
-        (Step::Switch, &|| {
-            std::fs::remove_file(world.pins.join("v1/link-connect4")).unwrap()
+        (DriftKind::Program, &|| {
+            std::fs::remove_file(&lookup).unwrap()
         }),
-        (Step::Maps, &|| {
+        (DriftKind::Program, &|| {
+            std::fs::remove_file(world.pins.join("v2/link-connect4")).unwrap()
+        }),
+        (DriftKind::Map, &|| {
             drop(world.pod_ip("addr add 10.77.0.22/24 dev eth0"))
         }),
     ];
-    for (step, damage) in damages {
+    for (kind, damage) in damages {
         damage();
         let found = capture.check();
         assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!((found[0].step, found[0].needs_sockets), (step, false));
+        assert_eq!((found[0].kind, found[0].cure()), (kind, Cure::Repair));
         capture.repair(&found[0]).unwrap();
         assert_eq!(capture.check(), []);
     }
@@ -225,8 +229,8 @@ fn drift_is_seen_and_mended() {
     drop(sockets.outbound);
     let found = capture.check();
     assert_eq!(
-        (found.len(), found[0].step, found[0].needs_sockets),
-        (1, Step::Sockets, true)
+        (found.len(), found[0].kind, found[0].cure()),
+        (1, DriftKind::Socket, Cure::Sockets)
     );
     assert_eq!(capture.repair(&found[0]).unwrap_err().step, Step::Sockets);
     capture.enroll(&world.wanted(), &world.sockets()).unwrap();

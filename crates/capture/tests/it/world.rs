@@ -94,6 +94,8 @@ impl World {
             pins: self.pins.clone(),
             daemon_cgroup_id: sys::cgroup::id(self.cgroup.parent().unwrap()).unwrap(),
             exempt_sources: vec![],
+            host_proc: "/proc".into(),
+            kubelet_cgroup: None,
         }
     }
 
