@@ -405,7 +405,7 @@ impl Node {
         let drifts = self.capture().check();
         for drift in drifts {
             tracing::warn!(pod = %drift.uid, what = %drift.what, "capture drifted, repairing");
-            if drift.needs_sockets {
+            if drift.cure() == capture::Cure::Sockets {
                 reopen.insert(drift.uid);
             } else if let Err(error) = self.capture().repair(&drift) {
                 tracing::error!(pod = %drift.uid, %error, "capture not repaired, trying again");

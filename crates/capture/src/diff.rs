@@ -6,13 +6,103 @@ use std::fmt::Debug;
 pub use crate::netlink::{Family, Route, Rule};
 pub use crate::pod::State;
 
-use crate::error::Step;
+/// What kind of thing in the kernel is not as it should be: the label of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DriftKind {
+    /// A policy routing rule of the pod.
+    Rule,
+    /// A route of the capture table.
+    Route,
+    /// The pod's addresses are others than before: capture has to follow.
+    Address,
+    /// An entry of a map, or a map's pin.
+    Map,
+    /// A kernel program, its link or the link's pin.
+    Program,
+    /// A sysctl of the pod's namespace.
+    Sysctl,
+    /// A socket of the daemon in the pod.
+    Socket,
+    /// Processes of the pod are in another network namespace than the one enrolled.
+    Netns,
+    /// The pod's cgroup, or what the kernel is told of it.
+    Cgroup,
+    /// Something of somebody else stands in the way of capture.
+    Foreign,
+}
+
+impl DriftKind {
+    /// All kinds.
+    pub const ALL: [Self; 10] = [
+        Self::Rule,
+        Self::Route,
+        Self::Address,
+        Self::Map,
+        Self::Program,
+        Self::Sysctl,
+        Self::Socket,
+        Self::Netns,
+        Self::Cgroup,
+        Self::Foreign,
+    ];
+
+    /// The name, as in the metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Rule => "rule",
+            Self::Route => "route",
+            Self::Address => "address",
+            Self::Map => "map",
+            Self::Program => "program",
+            Self::Sysctl => "sysctl",
+            Self::Socket => "socket",
+            Self::Netns => "netns",
+            Self::Cgroup => "cgroup",
+            Self::Foreign => "foreign",
+        }
+    }
+
+    /// What mends it.
+    pub const fn cure(self) -> Cure {
+        match self {
+            Self::Rule
+            | Self::Route
+            | Self::Address
+            | Self::Map
+            | Self::Program
+            | Self::Sysctl
+            | Self::Cgroup => Cure::Repair,
+            Self::Socket => Cure::Sockets,
+            Self::Netns => Cure::Source,
+            Self::Foreign => Cure::Human,
+        }
+    }
+}
+
+impl std::fmt::Display for DriftKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// What mends a drift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cure {
+    /// [`crate::Capture::repair`].
+    Repair,
+    /// New sockets: open them and [`crate::Capture::enroll`] again.
+    Sockets,
+    /// The enrolment source must look again where the pod is, and say so.
+    Source,
+    /// Nothing that the daemon may do: it is somebody else's.
+    Human,
+}
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The step of enrolment that would have made it right.
-    pub step: Step,
+    /// What kind of thing.
+    pub kind: DriftKind,
     /// What is missing, surplus or changed, for a human.
     pub what: String,
 }
@@ -23,7 +113,7 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
     for (kind, cookie) in &wanted.sockets {
         if actual.sockets.get(kind) != Some(cookie) {
             found.push(Difference {
-                step: Step::Sockets,
+                kind: DriftKind::Socket,
                 what: format!("socket {kind:?} not in the map"),
             });
         }
@@ -34,47 +124,47 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
         .filter(|kind| !wanted.sockets.contains_key(kind))
     {
         found.push(Difference {
-            step: Step::Maps,
+            kind: DriftKind::Map,
             what: format!("surplus socket {kind:?}"),
         });
     }
     sets(
         &mut found,
-        Step::Maps,
+        DriftKind::Map,
         "address",
         &wanted.locals,
         &actual.locals,
     );
     sets(
         &mut found,
-        Step::Maps,
+        DriftKind::Map,
         "excluded range",
         &wanted.ranges,
         &actual.ranges,
     );
     sets(
         &mut found,
-        Step::Maps,
+        DriftKind::Map,
         "excluded port",
         &wanted.ports,
         &actual.ports,
     );
     if wanted.lookup.is_none() || wanted.lookup != actual.lookup {
         found.push(Difference {
-            step: Step::Lookup,
+            kind: DriftKind::Program,
             what: "sk_lookup program not attached".into(),
         });
     }
     sets(
         &mut found,
-        Step::Routes,
+        DriftKind::Route,
         "route",
         &wanted.routes,
         &actual.routes,
     );
     sets(
         &mut found,
-        Step::Rules,
+        DriftKind::Rule,
         "rule",
         &wanted.rules,
         &actual.rules,
@@ -82,14 +172,14 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
     for (name, value) in &wanted.sysctls {
         if let Some(now) = actual.sysctls.get(name).filter(|now| *now != value) {
             found.push(Difference {
-                step: Step::Sysctls,
+                kind: DriftKind::Sysctl,
                 what: format!("{name} is {now}, not {value}"),
             });
         }
     }
     if wanted.flags != actual.flags {
         found.push(Difference {
-            step: Step::Switch,
+            kind: DriftKind::Map,
             what: format!("flags {:?}, not {:?}", actual.flags, wanted.flags),
         });
     }
@@ -98,20 +188,20 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
 
 fn sets<T: Ord + Debug>(
     found: &mut Vec<Difference>,
-    step: Step,
+    kind: DriftKind,
     noun: &str,
     wanted: &BTreeSet<T>,
     actual: &BTreeSet<T>,
 ) {
     for item in wanted.difference(actual) {
         found.push(Difference {
-            step,
+            kind,
             what: format!("missing {noun} {item:?}"),
         });
     }
     for item in actual.difference(wanted) {
         found.push(Difference {
-            step,
+            kind,
             what: format!("surplus {noun} {item:?}"),
         });
     }
@@ -122,7 +212,7 @@ mod tests {
     use super::*;
     use redirect_common::Kind;
 
-    type Change = (Step, fn(&mut State));
+    type Change = (DriftKind, fn(&mut State));
 
     fn state() -> State {
         State {
@@ -149,27 +239,27 @@ mod tests {
     #[test]
     fn each_thing_counts() {
         let changes: [Change; 10] = [
-            (Step::Sockets, |s| s.sockets.clear()),
-            (Step::Maps, |s| s.sockets.extend([(Kind::Dns, 5)])),
-            (Step::Maps, |s| s.locals.clear()),
-            (Step::Maps, |s| s.ranges.clear()),
-            (Step::Maps, |s| s.ports.extend([26])),
-            (Step::Lookup, |s| s.lookup = None),
-            (Step::Routes, |s| s.routes.clear()),
-            (Step::Rules, |s| s.rules.extend([Rule::Dns(Family::V4)])),
-            (Step::Sysctls, |s| {
+            (DriftKind::Socket, |s| s.sockets.clear()),
+            (DriftKind::Map, |s| s.sockets.extend([(Kind::Dns, 5)])),
+            (DriftKind::Map, |s| s.locals.clear()),
+            (DriftKind::Map, |s| s.ranges.clear()),
+            (DriftKind::Map, |s| s.ports.extend([26])),
+            (DriftKind::Program, |s| s.lookup = None),
+            (DriftKind::Route, |s| s.routes.clear()),
+            (DriftKind::Rule, |s| s.rules.extend([Rule::Dns(Family::V4)])),
+            (DriftKind::Sysctl, |s| {
                 s.sysctls.extend([("net/ipv4/fwmark_reflect", 0)])
             }),
-            (Step::Switch, |s| s.flags = None),
+            (DriftKind::Map, |s| s.flags = None),
         ];
-        for (step, change) in changes {
+        for (kind, change) in changes {
             let mut actual = state();
             change(&mut actual);
             let found: Vec<_> = diff(&state(), &actual)
                 .into_iter()
-                .map(|difference| difference.step)
+                .map(|difference| difference.kind)
                 .collect();
-            assert_eq!(found, [step]);
+            assert_eq!(found, [kind]);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! a scrape, and the rules for help texts and for families without samples are stricter than a library's. Serving HTTP and compressing
 //! are left to `ztunnel`; what the numbers mean to the rooms that register them.
 
+mod capture;
 mod counters;
 mod labels;
 mod lookups;
@@ -14,6 +15,7 @@ mod text;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::capture::{CaptureMetrics, PodState};
 pub use self::counters::{Counter, Counters, Gauge};
 pub use self::labels::{EndLabels, Flag, Reporter, ServiceLabels, TrafficLabels, WorkloadLabels};
 pub use self::shard::{Connection, Shard, Socket};

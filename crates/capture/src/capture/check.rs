@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Capture, Enrolled};
-use crate::diff::{Difference, diff};
+use crate::diff::{Cure, Difference, DriftKind, diff};
 use crate::error::{EnrollError, Step};
 use crate::netlink::Netlink;
 use crate::pod;
@@ -16,12 +16,17 @@ pub struct Drift {
     pub cookie: Option<u64>,
     /// The pod's UID, or empty.
     pub uid: String,
-    /// Which part.
-    pub step: Step,
+    /// Which kind of thing.
+    pub kind: DriftKind,
     /// What was found, for a human.
     pub what: String,
-    /// Only new sockets mend it: open them and [`Capture::enroll`] again; [`Capture::repair`] cannot.
-    pub needs_sockets: bool,
+}
+
+impl Drift {
+    /// What mends it.
+    pub fn cure(&self) -> Cure {
+        self.kind.cure()
+    }
 }
 
 impl Capture {
@@ -32,23 +37,37 @@ impl Capture {
         }
         let mut found = self.check_shared();
         for (cookie, entry) in &self.pods {
-            let drift = |step, what| Drift {
-                cookie: Some(*cookie),
-                uid: entry.pod.uid.clone(),
-                step,
-                what,
-                needs_sockets: step == Step::Sockets,
-            };
-            match self.compare(entry) {
-                Ok(differences) => {
-                    found.extend(differences.into_iter().map(|one| drift(one.step, one.what)))
-                }
-                Err(error) => {
-                    found.push(drift(Step::Addresses, format!("cannot be read: {error}")))
-                }
-            }
+            self.check_pod(*cookie, entry, &mut found);
         }
         found
+    }
+
+    /// Compares one pod with what the kernel says of it; cheap. Empty when all is well: only then is the pod captured.
+    ///
+    /// Empty too when this process has not enrolled it, or a successor owns capture.
+    pub fn verify(&self, cookie: u64) -> Vec<Drift> {
+        let mut found = Vec::new();
+        if let Some(entry) = self.pods.get(&cookie).filter(|_| !self.superseded()) {
+            self.check_pod(cookie, entry, &mut found);
+        }
+        found
+    }
+
+    fn check_pod(&self, cookie: u64, entry: &Enrolled, found: &mut Vec<Drift>) {
+        let drift = |kind, what| Drift {
+            cookie: Some(cookie),
+            uid: entry.pod.uid.clone(),
+            kind,
+            what,
+        };
+        match self.compare(entry) {
+            Ok(differences) => {
+                found.extend(differences.into_iter().map(|one| drift(one.kind, one.what)));
+            }
+            Err(error) => {
+                found.push(drift(DriftKind::Netns, format!("cannot be read: {error}")));
+            }
+        }
     }
 
     fn compare(&self, entry: &Enrolled) -> io::Result<Vec<Difference>> {
@@ -62,9 +81,8 @@ impl Capture {
         let drift = |what| Drift {
             cookie: None,
             uid: String::new(),
-            step: Step::Switch,
+            kind: DriftKind::Program,
             what,
-            needs_sockets: false,
         };
         let mut found = Vec::new();
         for ((program, pin, _), fd) in CGROUP_PROGRAMS.iter().zip(&self.programs) {
@@ -106,7 +124,7 @@ impl Capture {
         let result = self.apply(&mut entry);
         self.pods.insert(cookie, entry);
         result.map_err(|(step, cause)| fail(step, cause))?;
-        if drift.needs_sockets {
+        if drift.cure() == Cure::Sockets {
             return Err(fail(
                 Step::Sockets,
                 io::Error::other("its sockets must be opened anew"),
