@@ -205,8 +205,8 @@ impl Istiod {
             streams: AtomicU64::new(0),
         });
         let mut istiod = Self {
-            xds: Server::new(xds, Arc::clone(&shared)),
-            ca: Server::new(ca, Arc::clone(&shared)),
+            xds: server::server(xds, Arc::clone(&shared)),
+            ca: server::server(ca, Arc::clone(&shared)),
             shared,
             front,
             dir: dir.to_owned(),

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod apiserver;
 pub mod cgroup;
+pub mod cni;
 pub mod daemon;
 pub mod demo;
 pub mod http;
@@ -17,11 +19,13 @@ pub mod model;
 pub mod netns;
 pub mod place;
 pub mod pod;
+pub mod serve;
 pub mod wait;
 pub mod wire;
 pub mod world;
 
 pub use access::AccessLine;
+pub use apiserver::ApiServer;
 pub use daemon::{Daemon, Exit};
 pub use istiod::Istiod;
 pub use metrics::Metrics;
