@@ -55,6 +55,8 @@ pub struct Own {
 pub struct Config {
     /// where the node's pods come from
     pub enroll: Enroll,
+    /// how to reach the API server; none = as a pod of the cluster
+    pub kubeconfig: Option<PathBuf>,
     /// namespaces whose pods are never enrolled
     pub excluded_namespaces: Vec<String>,
     /// mesh state given locally
@@ -150,6 +152,7 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
     }
     Ok(Config {
         enroll,
+        kubeconfig: env.optional("KUBECONFIG").map(PathBuf::from),
         excluded_namespaces: env.list("ENROLL_EXCLUDE_NAMESPACES", "kube-system"),
         local,
         xds,
