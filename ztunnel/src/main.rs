@@ -63,7 +63,11 @@ fn release() -> anyhow::Result<()> {
         .ok()
         .filter(|p| !p.is_empty());
     let pins = pins.unwrap_or_else(|| config::PINS_DEFAULT.to_owned());
-    let released = capture::release_pinned(Path::new(&pins))?;
+    let host_proc = std::env::var("HOST_PROC")
+        .ok()
+        .filter(|p| !p.is_empty());
+    let host_proc = host_proc.unwrap_or_else(|| "/proc".to_owned());
+    let released = capture::release_pinned(Path::new(&pins), Path::new(&host_proc))?;
     for problem in &released.problems {
         eprintln!("ztunnel: {problem}");
     }

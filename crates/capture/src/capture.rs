@@ -222,7 +222,10 @@ impl Capture {
         let known = self.maps.saved.get(&cookie, 0).ok();
         let record = match known {
             Some(former) => saved::renew(&former, pod),
-            None => pod.netns.run(|| saved::take(pod)).and_then(|result| result),
+            None => pod
+                .netns
+                .run(|| saved::take(&self.config.host_proc, pod))
+                .and_then(|result| result),
         };
         let record = record.map_err(fail(Step::Saving))?;
         let result = self.bring_up(pod, sockets, record);
@@ -335,7 +338,7 @@ impl Capture {
             wanted
                 .sysctls
                 .iter()
-                .try_for_each(|(name, value)| sysctl::write(name, *value))
+                .try_for_each(|(name, value)| sysctl::write(&self.config.host_proc, name, *value))
         });
         set.and_then(|result| result).map_err(at(Step::Sysctls))?;
         self.maps

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -141,6 +141,7 @@ fn source(addresses: &[LocalAddress], family: Family) -> Option<Route> {
 /// What the kernel says of a pod now.
 pub(crate) fn actual(
     netns: &Netns,
+    proc: &Path,
     netlink: &mut Netlink,
     maps: &Maps,
     pins: &Pins,
@@ -148,7 +149,7 @@ pub(crate) fn actual(
     let cookie = netns.cookie();
     let mut sysctls = BTreeMap::new();
     for name in sysctl::ALL {
-        if let Some(value) = netns.run(|| sysctl::read(name))?? {
+        if let Some(value) = netns.run(|| sysctl::read(proc, name))?? {
             sysctls.insert(name, value);
         }
     }

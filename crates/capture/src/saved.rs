@@ -17,10 +17,10 @@ use crate::sysctl;
 const ABSENT: i32 = -1;
 
 /// Reads what is to be restored of a pod never enrolled before. Runs inside its namespace.
-pub(crate) fn take(pod: &PodWanted) -> io::Result<Saved> {
+pub(crate) fn take(proc: &Path, pod: &PodWanted) -> io::Result<Saved> {
     let mut sysctls = [ABSENT; sysctl::ALL.len()];
     for (slot, name) in sysctls.iter_mut().zip(sysctl::ALL) {
-        *slot = sysctl::read(name)?.unwrap_or(ABSENT);
+        *slot = sysctl::read(proc, name)?.unwrap_or(ABSENT);
     }
     record(pod, sysctls)
 }
@@ -63,10 +63,10 @@ pub(crate) fn sysctls(saved: &Saved) -> Vec<(&'static str, i32)> {
 }
 
 /// Writes the former values back. Runs inside the pod's namespace.
-pub(crate) fn restore(saved: &Saved) -> io::Result<()> {
+pub(crate) fn restore(proc: &Path, saved: &Saved) -> io::Result<()> {
     let results: Vec<_> = sysctls(saved)
         .into_iter()
-        .map(|(name, value)| sysctl::write(name, value))
+        .map(|(name, value)| sysctl::write(proc, name, value))
         .collect();
     results.into_iter().collect()
 }

@@ -73,7 +73,13 @@ impl Capture {
     fn compare(&self, entry: &Enrolled) -> io::Result<Vec<Difference>> {
         let mut netlink = Netlink::open(&entry.pod.netns)?;
         let wanted = self.wanted(entry, &mut netlink)?;
-        let actual = pod::actual(&entry.pod.netns, &mut netlink, &self.maps, &self.pins)?;
+        let actual = pod::actual(
+            &entry.pod.netns,
+            &self.config.host_proc,
+            &mut netlink,
+            &self.maps,
+            &self.pins,
+        )?;
         Ok(diff(&wanted, &actual))
     }
 

@@ -112,7 +112,8 @@ impl Capture {
         netns: Option<&Netns>,
         record: Option<&Saved>,
     ) -> Option<(Step, io::Error)> {
-        undo(&mut self.maps, &self.pins, cookie, netns, record)
+        let proc = self.config.host_proc.clone();
+        undo(&mut self.maps, &self.pins, &proc, cookie, netns, record)
     }
 }
 
@@ -120,6 +121,7 @@ impl Capture {
 fn undo(
     maps: &mut Maps,
     pins: &Pins,
+    proc: &Path,
     cookie: u64,
     netns: Option<&Netns>,
     record: Option<&Saved>,
@@ -143,7 +145,7 @@ fn undo(
             note(
                 Step::Sysctls,
                 netns
-                    .run(|| saved::restore(record))
+                    .run(|| saved::restore(proc, record))
                     .and_then(|result| result),
             );
         }
@@ -185,8 +187,10 @@ fn detach_lookup(path: &Path) -> io::Result<()> {
 
 /// Undoes everything that is pinned below `base`: for a machine whose daemon is gone for good.
 ///
+/// - `host_proc`: the host's procfs, through which sysctls are written
+///
 /// A daemon that still runs sees itself superseded. Problems with single pods are reported, not fatal; the pins stay then.
-pub fn release_pinned(base: &Path) -> Result<Released, StartError> {
+pub fn release_pinned(base: &Path, host_proc: &Path) -> Result<Released, StartError> {
     let pins = Pins::at(base);
     let mut released = Released::default();
     if !pins.dir().exists() {
@@ -203,7 +207,14 @@ pub fn release_pinned(base: &Path) -> Result<Released, StartError> {
     let known: Vec<_> = maps.saved.iter().flatten().collect();
     for (cookie, record) in known {
         let netns = saved::reach(cookie, &record);
-        match undo(&mut maps, &pins, cookie, netns.as_ref(), Some(&record)) {
+        match undo(
+            &mut maps,
+            &pins,
+            host_proc,
+            cookie,
+            netns.as_ref(),
+            Some(&record),
+        ) {
             None => released.pods += 1,
             Some((step, cause)) => {
                 released
@@ -213,7 +224,7 @@ pub fn release_pinned(base: &Path) -> Result<Released, StartError> {
         }
     }
     for cookie in pins.lookups().map_err(unusable)? {
-        undo(&mut maps, &pins, cookie, None, None);
+        undo(&mut maps, &pins, host_proc, cookie, None, None);
     }
     if released.problems.is_empty() {
         pins.clear().map_err(unusable)?;

@@ -1,6 +1,7 @@
 //! Starting, taking over, checking, repairing and releasing.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use capture::{Cure, DriftKind, Step, release_pinned};
@@ -35,7 +36,9 @@ fn release_leaves_nothing() {
     );
     drop(capture);
     assert_eq!(
-        release_pinned(&world.pins).unwrap().problems,
+        release_pinned(&world.pins, Path::new("/proc"))
+            .unwrap()
+            .problems,
         Vec::<String>::new()
     );
     assert!(!world.pins.exists());
@@ -48,11 +51,16 @@ fn what_a_dead_daemon_left_can_be_undone() {
     let (capture, sockets) = world.enrolled();
     drop((capture, sockets));
     assert_ne!(world.look(), before);
-    let released = release_pinned(&world.pins).unwrap();
+    let released = release_pinned(&world.pins, Path::new("/proc")).unwrap();
     assert_eq!((released.pods, released.problems), (1, vec![]));
     assert_eq!(world.look(), before);
     assert!(!world.pins.exists());
-    assert_eq!(release_pinned(&world.pins).unwrap().pods, 0);
+    assert_eq!(
+        release_pinned(&world.pins, Path::new("/proc"))
+            .unwrap()
+            .pods,
+        0
+    );
 }
 
 #[test]

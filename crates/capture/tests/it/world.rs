@@ -192,7 +192,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = capture::release_pinned(&self.pins);
+        let _ = capture::release_pinned(&self.pins, Path::new("/proc"));
         for side in ["p", "o"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &format!("{}{side}", self.name)])
