@@ -13,6 +13,8 @@ mod record;
 mod rules;
 mod serve;
 mod site;
+#[cfg(test)]
+mod tests;
 
 pub use agent::{Agent, Answer, Entry};
 pub use manual::{Manual, Session};
