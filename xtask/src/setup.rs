@@ -71,6 +71,7 @@ fn missing(scope: Scope) -> Vec<Need> {
     program("make", &["make"], Scope::Build);
     program("ip", &["iproute2"], Scope::All);
     program("tcpdump", &["tcpdump"], Scope::All);
+    program("iptables", &["iptables"], Scope::All);
     program("curl", &["curl", "ca-certificates"], Scope::All);
     program("ps", &["procps"], Scope::All);
     program("mount", &["mount"], Scope::All);
