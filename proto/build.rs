@@ -2,11 +2,12 @@
 
 use std::error::Error;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "discovery.proto",
     "workload.proto",
     "security.proto",
     "ca.proto",
+    "zds.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

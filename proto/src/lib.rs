@@ -1,4 +1,4 @@
-//! The messages that istiod and the node proxy exchange, generated from the .proto files of this folder.
+//! The messages that istiod, istio-cni and the node proxy exchange, generated from the .proto files of this folder.
 //!
 //! Leaves to others: what they mean (`control` turns them into `mesh` types at the border).
 #![forbid(unsafe_code)]
@@ -16,6 +16,9 @@ pub use packages::envoy::service::discovery::v3 as discovery;
 
 /// Workloads and services.
 pub use packages::istio::workload;
+
+/// Enrolment of pods by istio-cni's node agent.
+pub use packages::istio::workload::zds;
 
 /// Authorization policies.
 pub use packages::istio::security;

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::pin::Pin;
 
 use mesh::{NamespacedHostname, NetworkAddress};
@@ -69,6 +69,15 @@ pub trait Net: Send + Sync {
 
     /// A non-blocking UDP socket in the pod's namespace, connected to `resolver` and exempt from DNS steering.
     fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket>;
+
+    /// Where a captured connection was meant to go; none = nobody captured it, it was made to the listener itself.
+    ///
+    /// Capture that leaves addresses as they are needs nothing but the local address.
+    ///
+    /// Errors: the connection is gone already.
+    fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {
+        accepted.local_addr().map(Some)
+    }
 }
 
 /// One DNS question as the pod sent it.
@@ -78,11 +87,11 @@ pub struct Asked {
     pub len: usize,
     /// the application's socket
     pub client: SocketAddr,
-    /// the resolver it was sent to
+    /// the resolver that is to answer it
     pub resolver: SocketAddr,
 }
 
-/// The pod's DNS socket: questions in, answers out under the resolver's own address.
+/// One of the pod's DNS sockets: questions in, answers out under the address that the client expects.
 pub trait DnsPort: Send {
     /// A duplicate of the socket, only to wait for readiness on.
     fn readiness(&self) -> io::Result<UdpSocket>;
@@ -92,6 +101,9 @@ pub trait DnsPort: Send {
     /// Errors: `WouldBlock` when none waits.
     fn try_recv(&self, buf: &mut [u8]) -> io::Result<Asked>;
 
-    /// Sends `answer` to `client` as if `resolver` had.
+    /// Sends `answer` of `resolver` to `client`, as if whom it asked had.
     fn answer(&self, resolver: SocketAddr, client: SocketAddr, answer: &[u8]) -> io::Result<()>;
+
+    /// No more questions are to come here; answers still go out.
+    fn close(&self) {}
 }

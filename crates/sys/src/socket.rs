@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -113,6 +113,32 @@ pub fn listen(address: SocketAddr, options: &ListenOptions) -> io::Result<TcpLis
     }
     socket.bind(&address.into())?;
     socket.listen(options.backlog)?;
+    Ok(socket.into())
+}
+
+/// How a UDP socket at a known address is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UdpOptions {
+    /// `SO_MARK`, or none.
+    pub mark: Option<u32>,
+    /// `SO_REUSEPORT`.
+    pub reuse_port: bool,
+}
+
+/// Opens a UDP socket bound to `address`, for this address alone.
+pub fn udp_listen(address: SocketAddr, options: &UdpOptions) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM.nonblocking(),
+        Some(Protocol::UDP),
+    )?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    socket.bind(&address.into())?;
     Ok(socket.into())
 }
 
@@ -262,6 +288,36 @@ pub fn set_transparent(socket: &Socket, address: IpAddr) -> io::Result<()> {
 /// Leaves the choice of the port to `connect()` when only an address is bound (`IP_BIND_ADDRESS_NO_PORT`).
 pub fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// Where an accepted connection was meant to go before a rule of the packet filter redirected it; none = no rule did.
+///
+/// Errors: the socket is not connected any more.
+/// Source: `SO_ORIGINAL_DST` of netfilter's connection tracking, asked for in the family of the packets.
+pub fn original_destination(accepted: &impl AsFd) -> io::Result<Option<SocketAddr>> {
+    let socket = SockRef::from(accepted);
+    let unexpected = || io::Error::from(io::ErrorKind::InvalidData);
+    let local = socket.local_addr()?.as_socket().ok_or_else(unexpected)?;
+    let local = crate::udp::unmapped(local);
+    let asked = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let original = match asked {
+        Ok(address) => crate::udp::unmapped(address.as_socket().ok_or_else(unexpected)?),
+        // the connection is not tracked, or nothing in this kernel tracks
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ENOPROTOOPT | libc::EOPNOTSUPP)
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let same = original.ip() == local.ip() && original.port() == local.port();
+    Ok((!same).then_some(original))
 }
 
 /// The kernel's cookie of the socket's network namespace; `ENOPROTOOPT` before Linux 5.14.
