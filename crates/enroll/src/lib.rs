@@ -10,6 +10,7 @@ pub mod pod;
 pub mod roster;
 pub mod rules;
 pub mod watch;
+pub mod zds;
 
 pub use pod::{
     CaptureOptions, Labels, NetnsHandle, OutPod, Phase, Pod, PodEvent, PodSpec, Sighting,
