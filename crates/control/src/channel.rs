@@ -3,6 +3,7 @@
 //! Always TLS, always HTTP/2. Leaves to others: what is said on it (`xds`, `ca`), and when to try again.
 
 mod connector;
+mod reach;
 mod verify;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use self::connector::DialError;
 use self::connector::{Connector, Target};
+pub use self::reach::{ReachError, Reached, reach};
 use crate::roots::Material;
 pub use crate::roots::{Roots, RootsError};
 pub use crate::token::{Token, TokenError};

@@ -25,6 +25,15 @@ pub struct Validity {
     pub not_after: SystemTime,
 }
 
+impl Validity {
+    /// That of one DER certificate.
+    ///
+    /// Errors: the bytes are no certificate.
+    pub fn of(der: &CertificateDer<'_>) -> Result<Self, LeafError> {
+        Facts::parse(der).map(|facts| facts.validity)
+    }
+}
+
 /// The facts of one certificate.
 #[derive(Debug)]
 pub(crate) struct Facts {

@@ -1,8 +1,9 @@
-//! The kernel's clock, as programs in the kernel read it.
+//! The kernel's clocks: the one that programs in the kernel read, and whether anything keeps the wall clock right.
 //!
-//! Leaves to others what is measured by it.
+//! Leaves to others what is measured by them.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 /// Time since boot without suspension (`CLOCK_MONOTONIC`): what `bpf_ktime_get_ns` returns.
@@ -20,6 +21,19 @@ pub fn monotonic() -> io::Result<Duration> {
     Ok(Duration::from_secs(part(now.tv_sec)?) + Duration::from_nanos(part(now.tv_nsec)?))
 }
 
+/// Whether the kernel counts its wall clock as kept right by a time service (`STA_UNSYNC` of adjtimex(2) is off).
+#[allow(unsafe_code)]
+pub fn is_synchronised() -> io::Result<bool> {
+    let mut state = MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: zeroed, so `modes` asks for nothing to be changed; the structure is writable through the call.
+    if unsafe { libc::adjtimex(state.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all fields are integers, for which zeroes are valid, and the kernel has filled them.
+    let state = unsafe { state.assume_init() };
+    Ok(state.status & libc::STA_UNSYNC == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,5 +43,10 @@ mod tests {
         let first = monotonic().unwrap();
         assert!(first > Duration::ZERO);
         assert!(monotonic().unwrap() >= first);
+    }
+
+    #[test]
+    fn the_kernel_says_whether_it_is_kept_right() {
+        is_synchronised().unwrap();
     }
 }

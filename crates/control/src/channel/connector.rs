@@ -91,12 +91,14 @@ impl Connector {
         }
     }
 
-    async fn dial(self) -> Result<TlsStream<TcpStream>, DialError> {
+    /// The stream after the handshake, and the address that it goes to.
+    pub(super) async fn dial(self) -> Result<(TlsStream<TcpStream>, SocketAddr), DialError> {
         let addresses = self.resolve().await?;
         let (stream, address) = self.connect(&addresses).await?;
         let shake = TlsConnector::from(self.tls).connect(self.target.name, stream);
         within(self.timing.handshake, shake)
             .await
+            .map(|stream| (stream, address))
             .map_err(|cause| DialError::Handshake {
                 host: self.target.host,
                 address,
@@ -167,7 +169,7 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let dial = self.clone().dial();
-        Box::pin(async { dial.await.map(TokioIo::new) })
+        Box::pin(async { dial.await.map(|(stream, _)| TokioIo::new(stream)) })
     }
 }
 
