@@ -9,7 +9,9 @@ pub mod cgroup;
 pub mod clock;
 pub mod netns;
 pub mod raw;
+pub mod seqpacket;
 pub mod socket;
 pub mod udp;
 
 pub use netns::{Netns, NetnsId};
+pub use seqpacket::Seqpacket;
