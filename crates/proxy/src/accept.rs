@@ -23,9 +23,6 @@ const REST_MAX: usize = 4096;
 /// Of these, as many before other work of the thread has its turn.
 const REST_SLICE: usize = 32;
 
-/// Listeners of a pod that bring connections.
-pub(crate) const LISTENERS: usize = 3;
-
 /// Which listener a connection came in on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -62,8 +59,10 @@ pub(crate) struct Accepted {
     pub(crate) stream: tokio::net::TcpStream,
     /// the other end
     pub(crate) peer: SocketAddr,
-    /// where the connection was meant to go: the local address, as capture keeps it
+    /// where the connection was meant to go
     pub(crate) orig_dst: SocketAddr,
+    /// it was captured, not made to the listener itself
+    captured: bool,
     /// what the connection takes until it is over
     pub(crate) held: Held,
 }
@@ -83,24 +82,21 @@ impl Held {
 }
 
 /// Starts the accept loops of `pod` on this thread.
-pub(crate) fn start(
-    shard: &Rc<Shard>,
-    pod: &Arc<Pod>,
-    listeners: Listeners,
-    doors: [Door; LISTENERS],
-) {
+pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners, doors: Vec<Door>) {
     let Listeners {
         outbound,
         hbone,
         plaintext,
         dns,
+        dns_tcp,
     } = listeners;
     let listeners = [
         (Kind::Outbound, outbound),
         (Kind::Hbone, hbone),
         (Kind::Plaintext, plaintext),
     ];
-    for ((kind, listener), door) in listeners.into_iter().zip(doors) {
+    let resolvers = dns_tcp.into_iter().map(|l| (Kind::Outbound, l));
+    for ((kind, listener), door) in listeners.into_iter().chain(resolvers).zip(doors) {
         let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
         tokio::task::spawn_local(async move {
             if let Err(error) = listen(&shard, &pod, kind, listener).await {
@@ -109,7 +105,7 @@ pub(crate) fn start(
             drop(door);
         });
     }
-    if let Some(port) = dns {
+    for port in dns {
         tokio::task::spawn_local(dns::serve(Arc::clone(&shard.shared), Arc::clone(pod), port));
     }
 }
@@ -190,7 +186,10 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
         }
     };
     if shard.shared.config.ipv4_only && accepted.orig_dst.is_ipv6() {
-        return refuse_v6(&accepted, kind);
+        return refuse(&accepted, kind, &Failure::Ipv6Off);
+    }
+    if !accepted.captured {
+        return refuse(&accepted, kind, &Failure::SelfCall);
     }
     let span = tracing::info_span!("proxy", wl = %format_args!("{}/{}", pod.namespace, pod.name));
     match kind {
@@ -200,14 +199,15 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
     }
 }
 
-/// IPv6 is captured like all else, so that nothing passes by in the clear, and ends here when it is switched off.
-fn refuse_v6(flow: &Accepted, kind: Kind) {
+/// Ends a connection that is not served: IPv6 that is switched off is captured like all else, so that nothing passes by in
+/// the clear; one that was made to the listener itself would only lead here again.
+fn refuse(flow: &Accepted, kind: Kind, why: &Failure) {
     let direction = match kind {
         Kind::Outbound => telemetry::access::Direction::Outbound,
         Kind::Hbone | Kind::Plaintext => telemetry::access::Direction::Inbound,
     };
-    let (shared, why) = (&flow.shard.shared, Failure::Ipv6Off);
-    report::refused(shared, direction, flow.peer, flow.orig_dst, &why);
+    let shared = &flow.shard.shared;
+    report::refused(shared, direction, flow.peer, flow.orig_dst, why);
 }
 
 fn spawn(path: impl Future<Output = ()> + 'static, span: tracing::Span) {
@@ -221,8 +221,12 @@ fn settle(
     stream: TcpStream,
     stay: Stay,
 ) -> io::Result<Accepted> {
+    let (peer, local) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
+    let meant = match kind {
+        Kind::Hbone => Some(local),
+        Kind::Outbound | Kind::Plaintext => pod.net.original_destination(&stream)?,
+    };
     let stream = tokio::net::TcpStream::from_std(stream)?;
-    let (peer, orig_dst) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
     let held = Held {
         stay,
         _mark: shard.mark(),
@@ -233,7 +237,8 @@ fn settle(
         pod: Arc::clone(pod),
         stream,
         peer,
-        orig_dst,
+        orig_dst: meant.map_or(local, plain),
+        captured: meant.is_some(),
         held,
     })
 }

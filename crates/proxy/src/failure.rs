@@ -39,6 +39,9 @@ pub enum Failure {
     /// IPv6 is switched off, and what capture takes must not pass by.
     #[error("IPv6 is switched off by IPV6_ENABLED")]
     Ipv6Off,
+    /// The connection was made to the daemon's own listener: whatever it is meant for would lead here again.
+    #[error("attempted recursive call to ourselves")]
+    SelfCall,
     /// The destination is on another network, behind a gateway.
     #[error("destination is on another network: double HBONE not available yet")]
     OtherNetwork,
@@ -132,6 +135,7 @@ impl Failure {
             | Failure::LookupBudget
             | Failure::NotResolved { .. }
             | Failure::Ipv6Off
+            | Failure::SelfCall
             | Failure::OtherNetwork
             | Failure::Rejected(_)
             | Failure::Request(_)
@@ -156,6 +160,7 @@ impl Failure {
             | Failure::LookupBudget
             | Failure::NotResolved { .. }
             | Failure::Ipv6Off
+            | Failure::SelfCall
             | Failure::OtherNetwork
             | Failure::Drain
             | Failure::Connect { .. }
@@ -182,6 +187,7 @@ impl Failure {
             Failure::LookupBudget => "lookup_budget",
             Failure::NotResolved { .. } => "resolve",
             Failure::Ipv6Off => "ipv6_off",
+            Failure::SelfCall => "self_call",
             Failure::OtherNetwork => "double_hbone",
             Failure::Rejected(why) => rejected(why),
             Failure::Request(_) => "bad_request",

@@ -25,14 +25,23 @@ pub enum Phase {
 
 /// The listening sockets inside a pod's namespace.
 pub struct Listeners {
-    /// captured outbound connections; the local address of an accepted socket is the original destination
+    /// captured outbound connections; [`Net::original_destination`] tells where they were meant to go
     pub outbound: TcpListener,
     /// HBONE, port 15008
     pub hbone: TcpListener,
     /// captured plaintext inbound connections
     pub plaintext: TcpListener,
     /// DNS questions, where the pod's DNS is steered
-    pub dns: Option<Box<dyn DnsPort>>,
+    pub dns: Vec<Box<dyn DnsPort>>,
+    /// connections to resolvers, where capture has listeners of their own for them; served as outbound ones
+    pub dns_tcp: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// Those of connections.
+    pub(crate) fn doors(&self) -> usize {
+        3 + self.dns_tcp.len()
+    }
 }
 
 /// Identity and state of one pod.

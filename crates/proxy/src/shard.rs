@@ -38,7 +38,7 @@ const FLOWS_WAIT: Duration = Duration::from_secs(1);
 /// Work for a data thread.
 pub(crate) enum Command {
     /// Accept for this pod from now on.
-    Serve(Arc<Pod>, Listeners, [Door; accept::LISTENERS]),
+    Serve(Arc<Pod>, Listeners, Vec<Door>),
     /// Serve one accepted connection.
     Take(Arc<Pod>, Kind, TcpStream, Stay),
     /// Drop what is kept for a pod's stay that is over.
@@ -112,7 +112,7 @@ impl Shards {
         let turn = self.homes.fetch_add(1, Ordering::Relaxed);
         let home = &self.handles[turn % self.handles.len()];
         // a closed inbox means that the process is ending
-        let doors = std::array::from_fn(|_| pod.door());
+        let doors = (0..listeners.doors()).map(|_| pod.door()).collect();
         let _ = home
             .commands
             .send(Command::Serve(pod, listeners, doors))

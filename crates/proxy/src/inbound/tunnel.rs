@@ -68,6 +68,7 @@ pub(crate) async fn serve(flow: Accepted) {
         peer: address,
         orig_dst: local_address,
         mut held,
+        ..
     } = flow;
     let refuse = |why: &Failure| {
         report::refused(
