@@ -154,7 +154,7 @@ pub enum Order {
 
 /// What the parts share.
 pub struct Shared {
-    store: Store,
+    pub(crate) store: Store,
     record: Record,
     settings: Mutex<Settings>,
     paused: watch::Sender<BTreeSet<Kind>>,

@@ -33,4 +33,5 @@ pub use model::{Model, Policy, Service};
 pub use pod::{App, Pod};
 pub use wait::until;
 pub use wire::{Capture, Packets};
+pub use world::kubernetes::{Driver, REDIRECTION};
 pub use world::{Layout, Node, PodPlan, World};

@@ -46,6 +46,10 @@ pub struct Pod {
     pub netns: PathBuf,
     /// cgroup v2 directory
     pub cgroup: PathBuf,
+    /// the one its processes join: that, or a container's in it
+    pub home: PathBuf,
+    /// last part of its addresses
+    pub host: u8,
     /// labels at birth
     pub labels: BTreeMap<String, String>,
     /// annotations at birth
@@ -75,9 +79,9 @@ impl Pod {
         )
     }
 
-    /// A command that joins the pod's cgroup and network namespace before the program starts, under the same pid.
+    /// A command that joins the pod's (or its container's) cgroup and network namespace before the program starts, under the same pid.
     pub fn command<S: AsRef<OsStr>>(&self, program: S) -> Command {
-        enter(&self.cgroup, &self.netns, program)
+        enter(&self.home, &self.netns, program)
     }
 
     /// Runs a program to its end, at most two minutes.

@@ -11,13 +11,14 @@
 //! ```
 //!
 //! A world under a control plane has one more namespace on the wire, 172.31.0.100 and fd31::64; its daemons are told
-//! there what others read from files.
+//! there what others read from files. One under an API server has one at 172.31.0.101 and fd31::65.
 //!
 //! Packets between nodes cross `wire0`, where they can be captured. Each daemon lives in a namespace of its own, as a
 //! DaemonSet pod does, so that an old and a new one can run at the same time. Everything is named after the world's
 //! id, so several worlds live side by side, and all of it goes when the world is dropped or its process dies.
 
 mod control;
+pub mod kubernetes;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,6 +33,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
+use self::kubernetes::{Driver, Kubernetes};
 use crate::daemon::Daemon;
 use crate::istiod::Istiod;
 use crate::model::{self, Model, PodRecord, Service};
@@ -72,6 +74,10 @@ pub struct PodPlan {
     pub labels: Vec<(String, String)>,
     /// annotations
     pub annotations: Vec<(String, String)>,
+    /// last part of its addresses; none = the next that was never used. Under an API server only
+    pub host: Option<u8>,
+    /// shares the node's network. Under an API server only
+    pub host_network: bool,
 }
 
 impl PodPlan {
@@ -85,7 +91,23 @@ impl PodPlan {
             node,
             labels: Vec::new(),
             annotations: Vec::new(),
+            host: None,
+            host_network: false,
         }
+    }
+
+    /// The same at the addresses of that number; those of a pod that is gone can be used again.
+    #[must_use]
+    pub fn at_host(mut self, host: u8) -> Self {
+        self.host = Some(host);
+        self
+    }
+
+    /// The same in the node's network.
+    #[must_use]
+    pub fn on_host_network(mut self) -> Self {
+        self.host_network = true;
+        self
     }
 
     /// The same with an annotation.
@@ -270,13 +292,26 @@ impl Node {
     }
 }
 
+/// Who tells the daemons of a world what they need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Control {
+    /// files
+    Files,
+    /// a control plane, but for the pods
+    Istiod,
+    /// an API server tells the pods, files the rest
+    Kubernetes(Driver),
+}
+
 /// The world. Dropping it takes everything down.
 pub struct World {
     id: String,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
-    model: Mutex<Model>,
+    made: u32,
+    model: Arc<Mutex<Model>>,
     istiod: Option<Istiod>,
+    kubernetes: Option<Kubernetes>,
     reaper: Option<Child>,
     kept: bool,
 }
@@ -287,7 +322,7 @@ impl World {
     ///
     /// Errors: no root, a missing tool, or whatever `ip`, mount or the cgroup hierarchy refuse.
     pub fn raise(layout: &Layout) -> Result<Self> {
-        Self::make(layout, false)
+        Self::make(layout, Control::Files)
     }
 
     /// The same under a control plane: daemons get workloads, services, policies and certificates from there. It serves
@@ -295,10 +330,10 @@ impl World {
     ///
     /// Errors: as there.
     pub fn raise_under_istiod(layout: &Layout) -> Result<Self> {
-        Self::make(layout, true)
+        Self::make(layout, Control::Istiod)
     }
 
-    fn make(layout: &Layout, controlled: bool) -> Result<Self> {
+    fn make(layout: &Layout, control: Control) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         place::require()?;
         leftovers::sweep();
@@ -315,16 +350,26 @@ impl World {
             id,
             nodes: Vec::new(),
             pods: Vec::new(),
-            model: Mutex::default(),
+            made: 0,
+            model: Arc::default(),
             istiod: None,
+            kubernetes: None,
             reaper,
             kept: false,
         };
         world.make_wire(layout.nodes)?;
         world.make_files()?;
-        if controlled {
-            let dir = world.dir().join("istiod");
-            world.istiod = Some(control::raise(&world.id, &dir, &mut world.nodes)?);
+        match control {
+            Control::Files => (),
+            Control::Istiod => {
+                let dir = world.dir().join("istiod");
+                world.istiod = Some(control::raise(&world.id, &dir, &mut world.nodes)?);
+            }
+            Control::Kubernetes(driver) => {
+                let (dir, nodes) = (world.dir(), &mut world.nodes);
+                let made = Kubernetes::raise(&world.id, &dir, driver, nodes, &world.model)?;
+                world.kubernetes = Some(made);
+            }
         }
         for plan in &layout.pods {
             world.add_pod(plan)?;
@@ -435,6 +480,9 @@ impl World {
     /// Errors: the file cannot be written.
     pub fn publish_state(&self) -> Result<()> {
         let model = self.model();
+        if let Some(announced) = self.announced() {
+            return model::replace(&self.dir().join("mesh.yaml"), &model.state(&announced));
+        }
         let enrolled: Vec<_> = model
             .pods
             .iter()
@@ -547,6 +595,9 @@ impl World {
     ///
     /// Errors: of `ip` or the cgroup hierarchy.
     pub fn add_pod(&mut self, plan: &PodPlan) -> Result<Pod> {
+        if self.kubernetes.is_some() {
+            return self.start_pod(plan);
+        }
         let node = self
             .nodes
             .get(plan.node)
@@ -557,8 +608,8 @@ impl World {
             "pod {} twice",
             plan.name
         );
-        let number = u8::try_from(self.pods.len()).context("too many pods")?;
-        let host = FIRST_POD + number;
+        let number = self.next_pod();
+        let host = FIRST_POD + u8::try_from(number).context("too many pods")?;
         ensure!(host < FIRST_DAEMON, "too many pods");
         let netns_name = format!("{}-{}", self.id, plan.name);
         node.attach(&netns_name, host)?;
@@ -568,7 +619,9 @@ impl World {
             name: plan.name.clone(),
             namespace: plan.namespace.clone(),
             service_account: plan.service_account.clone(),
-            uid: format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), number),
+            uid: self.uid(number),
+            host,
+            home: cgroup.clone(),
             node: plan.node,
             v4: node.v4(host),
             v6: node.v6(host),
@@ -586,6 +639,20 @@ impl World {
         self.model().pods.push(record(&pod, &node));
         self.pods.push(pod.clone());
         Ok(pod)
+    }
+
+    /// Number of the next pod; none is used twice.
+    fn next_pod(&mut self) -> u32 {
+        self.made += 1;
+        self.made - 1
+    }
+
+    /// UID of a pod, which no other pod on this machine has.
+    fn uid(&self, number: u32) -> String {
+        let world = self.id.rsplit_once('-').map(|(_, number)| number);
+        let world: u16 = world.and_then(|text| text.parse().ok()).unwrap_or_default();
+        let pid = std::process::id();
+        format!("{pid:08x}-{world:04x}-4000-8000-{number:012x}")
     }
 
     /// Lets the world stay when this value and this process are gone; `world down` takes it away.
@@ -650,6 +717,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         drop(self.istiod.take());
+        drop(self.kubernetes.take());
         if !self.kept
             && let Err(error) = leftovers::demolish(&self.id)
         {
