@@ -6,6 +6,7 @@
 pub mod cgroups;
 pub mod file;
 pub mod kubernetes;
+pub mod place;
 pub mod pod;
 pub mod roster;
 pub mod rules;
