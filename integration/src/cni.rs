@@ -25,4 +25,4 @@ pub use messages::{
 pub use packet::{Link, PACKET_MAX, Port, Received};
 pub use record::{Event, Record};
 pub use rules::{PROBE_V4, PROBE_V6, Rules, snat_probes};
-pub use site::{Site, settings};
+pub use site::{Site, settings, socket};

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -95,7 +95,7 @@ impl Daemon {
         cgroup::make(&cgroup)?;
         let log = node.dir.join(format!("{}-{name}.log", node.name));
         let file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
-        let mut command = pod::enter(&cgroup, &netns, &binary);
+        let mut command = program(node, &cgroup, &netns, &binary);
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -403,6 +403,20 @@ impl Drop for Daemon {
         }
         let _ = netns::ip(None, &[format!("netns delete {}", self.netns_name)]);
     }
+}
+
+/// The daemon in its place; where the node has a resolver file of its own, that is its `/etc/resolv.conf`.
+fn program(node: &Node, cgroup: &Path, netns: &Path, binary: &Path) -> Command {
+    let resolver = node.resolver();
+    if !resolver.exists() {
+        return pod::enter(cgroup, netns, binary);
+    }
+    let mut command = pod::enter(cgroup, netns, "unshare");
+    let mounted = "mount --bind \"$1\" /etc/resolv.conf && exec \"$2\"";
+    command
+        .args(["--mount", "--", "sh", "-c", mounted, "sh"])
+        .args([&*resolver, binary]);
+    command
 }
 
 /// The variables a daemon gets.

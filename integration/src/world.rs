@@ -246,6 +246,11 @@ impl Node {
         Ipv6Addr::from(segments)
     }
 
+    /// Where a test may put a `/etc/resolv.conf` for the daemons of this node that start after that.
+    pub fn resolver(&self) -> PathBuf {
+        self.dir.join(format!("{}-resolv.conf", self.name))
+    }
+
     /// Number of the next daemon on this node.
     pub(crate) fn next_daemon(&self) -> u8 {
         let count = self.daemons.fetch_add(1, Ordering::Relaxed) % 50;

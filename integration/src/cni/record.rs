@@ -52,6 +52,11 @@ pub enum Event {
         /// which request
         request: String,
     },
+    /// The agent looked at an idle connection, and it was still there and silent.
+    Looked {
+        /// which
+        link: u64,
+    },
     /// A connection is over for the agent.
     Dropped {
         /// which

@@ -191,7 +191,10 @@ impl Serving {
 
     fn look(&self) -> Result<(), String> {
         match self.link.receive(LOOK) {
-            Ok(Received::Nothing) => Ok(()),
+            Ok(Received::Nothing) => {
+                self.note(Event::Looked { link: self.number });
+                Ok(())
+            }
             Ok(Received::End) => Err("closed".to_owned()),
             Ok(Received::Packet(bytes)) => Err(format!("sent unasked: {bytes:02x?}")),
             Err(error) => Err(format!("look: {error}")),

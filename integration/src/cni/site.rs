@@ -69,6 +69,6 @@ pub fn settings(node: &Node) -> Node {
 }
 
 /// Where the agent of a node listens.
-fn socket(node: &Node) -> PathBuf {
+pub fn socket(node: &Node) -> PathBuf {
     node.dir.join(format!("{}-cni.sock", node.name))
 }

@@ -1,6 +1,7 @@
 //! Tests of the real daemon in real namespaces. They need root; without it each fails and says so.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod peer;
 mod support;
 
@@ -12,6 +13,7 @@ mod endpoints;
 mod fail_closed;
 mod ground;
 mod istio_ca;
+mod kubernetes;
 mod leaving;
 mod main_path;
 mod on_demand;
@@ -20,4 +22,6 @@ mod restart;
 mod revocation;
 mod rotation;
 mod settings;
+mod upgrade;
 mod xds;
+mod zds;

@@ -6,8 +6,10 @@
 
 mod connect;
 mod dns;
+mod h2;
 mod hold;
 mod load;
+mod many;
 mod serve;
 
 use std::io::Write;
@@ -59,6 +61,16 @@ enum Command {
     Load(load::Load),
     /// One connection that is kept in use until it is cut.
     Hold(hold::Hold),
+    /// Many connections that are kept in use.
+    Many(many::Many),
+    /// HTTP/2 server without TLS: sends back the body of each request as it comes.
+    H2 {
+        /// Address to listen on.
+        #[arg(long, default_value = "[::]:8082")]
+        listen: SocketAddr,
+    },
+    /// One HTTP/2 request whose body goes on and on, against that server.
+    Stream(h2::Stream),
 }
 
 fn main() -> Result<()> {
@@ -72,6 +84,9 @@ fn main() -> Result<()> {
         Command::Connect(connect) => say(&connect.run()),
         Command::Load(load) => say(&load.run()),
         Command::Hold(hold) => hold.run(),
+        Command::Many(many) => say(&many.run()),
+        Command::H2 { listen } => h2::serve(listen),
+        Command::Stream(stream) => say(&stream.run()?),
     }
 }
 
