@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use crate::config::{Config, Local, view};
 use crate::control_plane;
 use crate::mesh_file::{self, Fault};
-use crate::node::{State, View, Views, lock};
+use crate::node::{Held, State, View, Views, lock};
 use crate::version::Version;
 
 /// Dumps that are made at one time: that of a large mesh takes memory, and a thread for a while.
@@ -120,6 +120,12 @@ fn pod(uid: &str, view: &View, flows: &[OpenFlow]) -> Value {
         State::Out(why) => ("Out", Some(why.as_str())),
     };
     let mut pod = json!({"info": info, "state": state});
+    if let Some(held) = view.held {
+        pod["held"] = json!(match held {
+            Held::Waiting => "its connections wait until it is enrolled",
+            Held::Denied => "it was not enrolled in time, its connections are refused",
+        });
+    }
     if let Some(reason) = reason {
         pod["reason"] = json!(reason);
     }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use capture::Capture;
 use proxy::{Shards, Shared};
-use telemetry::metrics::{Family, RegisterError, Registry};
+use telemetry::metrics::{Counters, Family, RegisterError, Registry};
 
 use crate::mesh_file::Fault;
 use crate::node::lock;
@@ -15,7 +15,6 @@ pub fn register(
     registry: &Registry,
     shared: &Arc<Shared>,
     shards: &Arc<Shards>,
-    capture: &Arc<Mutex<Capture>>,
     fault: &Fault,
 ) -> Result<(), RegisterError> {
     let of = Arc::clone(shared);
@@ -66,18 +65,6 @@ pub fn register(
             }
         },
     )?;
-    let of = Arc::clone(capture);
-    registry.register(
-        Family::counter(
-            "ztunnel_capture_verdicts",
-            "Decisions of the capture programs in the kernel",
-        ),
-        move |samples| {
-            for (verdict, count) in lock(&of).counters() {
-                samples.push(&[("verdict", verdict)], count);
-            }
-        },
-    )?;
     let of = Arc::clone(fault);
     registry.register(
         Family::gauge(
@@ -94,6 +81,34 @@ pub fn register(
         move |samples| {
             samples.push(&[], of.alive() as u64);
         },
+    )
+}
+
+/// Registers what the kernel programs count.
+pub fn register_capture(
+    registry: &Registry,
+    capture: &Arc<Mutex<Capture>>,
+) -> Result<(), RegisterError> {
+    let of = Arc::clone(capture);
+    registry.register(
+        Family::counter(
+            "ztunnel_capture_verdicts",
+            "Decisions of the capture programs in the kernel",
+        ),
+        move |samples| {
+            for (verdict, count) in lock(&of).counters() {
+                samples.push(&[("verdict", verdict)], count);
+            }
+        },
+    )
+}
+
+/// Registers what became of pods that had to wait for their enrolment.
+pub fn holds(registry: &Registry) -> Result<Counters, RegisterError> {
+    registry.counters(
+        "ztunnel_hold_pods",
+        "Pods whose connections were held until enrolment, and those that were not enrolled in time, by what was done (held, denied, allowed)",
+        "outcome",
     )
 }
 

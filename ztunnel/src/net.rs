@@ -1,37 +1,87 @@
 //! Sockets in a pod's network namespace, as the data plane asks for them: `proxy::needs` over `sys` and `capture`.
+//!
+//! With capture of our own they need marks and devices that the kernel programs know; where others redirect, the mark that
+//! those rules exempt, on each of them.
+
+mod dns;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use capture::{DAEMON_MARK, Dns, PodSockets, REDIRECT_MARK};
-use proxy::needs::{Asked, Dial, DnsPort, Net};
-use socket2::SockRef;
+use anyhow::Context;
+use capture::{DAEMON_MARK, PodSockets, REDIRECT_MARK, external};
+use proxy::Listeners;
+use proxy::needs::{Dial, DnsPort, Net};
+use socket2::{SockRef, Socket};
 use sys::Netns;
-use sys::socket::{DialOptions, Keepalive, dial_socket, udp_plain};
+use sys::socket::{DialOptions, Keepalive, bind_source, dial_socket, set_transparent, udp_plain};
 use tokio::net::TcpSocket;
 
+pub use self::dns::PodDns;
+use self::dns::{RedirectedDns, Servers};
 use crate::config;
 
 /// Source ports of connections to the application that keep the client's address. Outside of the usual ephemeral range,
 /// so that they do not meet the client's own port: connecting from that one would hang.
-const KEPT_SOURCE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+pub const KEPT_SOURCE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 
 /// Keepalive of what `sockets` will accept: accepted connections inherit it.
 ///
 /// Errors: the kernel's.
 pub fn keep_alive(sockets: &PodSockets, keepalive: &config::Keepalive) -> io::Result<()> {
-    for listener in [&sockets.outbound, &sockets.hbone, &sockets.plaintext] {
-        let socket = SockRef::from(listener);
-        if keepalive.enabled {
-            probes(keepalive).apply(&socket)?;
-        } else {
-            socket.set_keepalive(false)?;
-        }
-        socket.set_tcp_user_timeout(user_timeout(keepalive))?;
+    [&sockets.outbound, &sockets.hbone, &sockets.plaintext]
+        .into_iter()
+        .try_for_each(|listener| keep_alive_of(listener, keepalive))
+}
+
+fn keep_alive_of(listener: &TcpListener, keepalive: &config::Keepalive) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    if keepalive.enabled {
+        probes(keepalive).apply(&socket)?;
+    } else {
+        socket.set_keepalive(false)?;
     }
-    Ok(())
+    socket.set_tcp_user_timeout(user_timeout(keepalive))
+}
+
+/// What serves a pod whose traffic others redirect to `sockets`.
+///
+/// Errors: the kernel's, about keepalive; no usable resolver of the node, where questions come to `sockets`.
+pub fn external(
+    sockets: external::Sockets,
+    netns: &Arc<Netns>,
+    options: &external::Options,
+    config: &config::Config,
+) -> anyhow::Result<(Listeners, PodNet)> {
+    // HBONE finds out by PING
+    [&sockets.outbound, &sockets.plaintext]
+        .into_iter()
+        .chain(&sockets.dns_tcp)
+        .try_for_each(|listener| keep_alive_of(listener, &config.keepalive))
+        .context("keepalive of the pod's listeners")?;
+    let net = PodNet {
+        via: Via::External {
+            mark: options.mark,
+            transparent: sockets.transparent,
+        },
+        ..PodNet::new(Arc::clone(netns), &config.keepalive)
+    };
+    let servers = if sockets.dns.is_empty() {
+        Servers::default()
+    } else {
+        Servers::of_node()
+    };
+    let port = |socket| Box::new(RedirectedDns::new(socket, servers.clone())) as Box<dyn DnsPort>;
+    let listeners = Listeners {
+        outbound: sockets.outbound,
+        hbone: sockets.hbone,
+        plaintext: sockets.plaintext,
+        dns: sockets.dns.into_iter().map(port).collect(),
+        dns_tcp: sockets.dns_tcp,
+    };
+    Ok((listeners, net))
 }
 
 fn probes(keepalive: &config::Keepalive) -> Keepalive {
@@ -49,77 +99,103 @@ fn user_timeout(keepalive: &config::Keepalive) -> Option<Duration> {
     keepalive.user_timeout.then(|| wanted.min(most))
 }
 
+/// How connections come to the daemon, which decides what its own sockets need.
+#[derive(Debug, Clone, Copy)]
+enum Via {
+    /// our kernel programs
+    Ebpf,
+    /// rules of others
+    External {
+        /// of every socket
+        mark: u32,
+        /// clients' addresses can be kept
+        transparent: bool,
+    },
+}
+
 /// One pod's namespace with the socket options of the configuration.
 pub struct PodNet {
     netns: Arc<Netns>,
     base: DialOptions,
+    via: Via,
 }
 
 impl PodNet {
-    /// Sockets in `netns`.
+    /// Sockets in `netns`, which our kernel programs capture.
     pub fn new(netns: Arc<Netns>, keepalive: &config::Keepalive) -> Self {
         let base = DialOptions {
             keepalive: keepalive.enabled.then(|| probes(keepalive)),
             user_timeout: user_timeout(keepalive),
             ..DialOptions::default()
         };
-        Self { netns, base }
+        let via = Via::Ebpf;
+        Self { netns, base, via }
+    }
+
+    /// A socket for `dial`, in the namespace of the calling thread.
+    fn open(&self, dial: &Dial) -> io::Result<Socket> {
+        let from = match *dial {
+            Dial::Hop { .. } => None,
+            Dial::App { from, .. } => from,
+        };
+        match (self.via, from) {
+            (Via::Ebpf, None) => dial_socket(dial.to(), &self.base),
+            (Via::Ebpf, Some(from)) => dial_socket(dial.to(), &looped(&self.base, from)),
+            (Via::External { mark, transparent }, from) => {
+                let options = DialOptions {
+                    mark: Some(mark),
+                    ..self.base.clone()
+                };
+                let socket = dial_socket(dial.to(), &options)?;
+                if let Some(from) = from.filter(|_| transparent) {
+                    bind_as(&socket, from)?;
+                }
+                Ok(socket)
+            }
+        }
     }
 }
 
 impl Net for PodNet {
     fn socket(&self, dial: &Dial) -> io::Result<TcpSocket> {
-        let options = match *dial {
-            Dial::Hop { .. } => self.base.clone(),
-            Dial::App { from, .. } => app_options(&self.base, from),
-        };
-        let socket = self.netns.run(|| dial_socket(dial.to(), &options))??;
+        let socket = self.netns.run(|| self.open(dial))??;
         socket.set_nonblocking(true)?;
         Ok(TcpSocket::from_std_stream(socket.into()))
     }
 
     fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self
-            .netns
-            .run(|| udp_plain(resolver, Some(DAEMON_MARK)))??;
+        let mark = match self.via {
+            Via::Ebpf => DAEMON_MARK,
+            Via::External { mark, .. } => mark,
+        };
+        let socket = self.netns.run(|| udp_plain(resolver, Some(mark)))??;
         socket.set_nonblocking(true)?;
         socket.connect(resolver)?;
         Ok(socket)
     }
+
+    fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {
+        match self.via {
+            Via::Ebpf => accepted.local_addr().map(Some),
+            Via::External { .. } => sys::socket::original_destination(accepted),
+        }
+    }
 }
 
 /// With a foreign source address the answer must come back over loopback: mark and device see to it.
-fn app_options(base: &DialOptions, from: Option<IpAddr>) -> DialOptions {
-    match from {
-        None => base.clone(),
-        Some(from) => DialOptions {
-            mark: Some(REDIRECT_MARK),
-            device: Some("lo"),
-            source: Some((from, KEPT_SOURCE_PORTS)),
-            ..base.clone()
-        },
+fn looped(base: &DialOptions, from: IpAddr) -> DialOptions {
+    DialOptions {
+        mark: Some(REDIRECT_MARK),
+        device: Some("lo"),
+        source: Some((from, KEPT_SOURCE_PORTS)),
+        ..base.clone()
     }
 }
 
-/// A pod's DNS socket.
-pub struct PodDns(pub Dns);
-
-impl DnsPort for PodDns {
-    fn readiness(&self) -> io::Result<UdpSocket> {
-        self.0.questions.set_nonblocking(true)?;
-        self.0.questions.try_clone()
-    }
-
-    fn try_recv(&self, buf: &mut [u8]) -> io::Result<Asked> {
-        let got = sys::udp::receive(&self.0.questions, buf)?;
-        Ok(Asked {
-            len: got.len,
-            client: got.source,
-            resolver: got.destination,
-        })
-    }
-
-    fn answer(&self, resolver: SocketAddr, client: SocketAddr, answer: &[u8]) -> io::Result<()> {
-        self.0.answers.send(resolver, client, answer)
-    }
+/// Binds under a client's address. Whatever keeps it from that is no reason to refuse the client (spec: inpod §6.2): told as
+/// a port that is taken, the connection is made under the pod's own address, and counted.
+fn bind_as(socket: &Socket, client: IpAddr) -> io::Result<()> {
+    set_transparent(socket, client)
+        .and_then(|()| bind_source(socket, client, KEPT_SOURCE_PORTS))
+        .map_err(|error| io::Error::new(io::ErrorKind::AddrInUse, error))
 }

@@ -3,24 +3,26 @@
 //! The order is that of a start that can fail early and say why; the end is graceful and leaves capture in place.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, anyhow};
-use capture::{Capture, own_cgroup};
+use capture::{Capture, DriftKind, external, own_cgroup};
 use control::Publisher;
-use enroll::Rules;
+use enroll::cgroups::CgroupEvent;
+use enroll::kubernetes::{self, Reporter};
+use enroll::{Rules, zds};
 use identity::Crl;
 use mesh::{Index, Resource as MeshResource};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy::{Refusals, Shards, Shared};
 use telemetry::log::{Format, LogHandle};
-use telemetry::metrics::Registry;
+use telemetry::metrics::{Counters, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::config::{self, Config, Local, LogFormat, World};
+use crate::config::{self, Config, Enroll, Local, LogFormat, Redirect, World};
 use crate::control_plane;
 use crate::crl_file;
 use crate::dump::Dumper;
@@ -30,13 +32,16 @@ use crate::endpoint::{self, metrics, ready};
 use crate::finder::Finder;
 use crate::mesh_file::{self, Fault};
 use crate::meters;
-use crate::node::{Node, Parts, READY_TASK};
+use crate::node::{Keeper, Node, Parts, READY_TASK, Redirection, Source};
 use crate::panics;
+use crate::repair;
 use crate::resolver::Names;
 use crate::version::Version;
 
 /// Events of the enrolment source that wait; each is a whole snapshot, so few are enough.
 const EVENTS_MAX: usize = 4;
+/// Orders of istio-cni that wait; it waits for the answer to each.
+const ORDERS_MAX: usize = 1;
 /// Readiness task: the data plane is built.
 const PROXY_TASK: &str = "proxy";
 /// Readiness task: the mesh's state is known.
@@ -113,7 +118,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     };
     let admin = Admin {
         dumper,
-        log,
+        log: log.clone(),
         quit: quit.clone(),
     };
     listen(&config, &ready, &shards, &shared, admin, &stop).await?;
@@ -128,52 +133,163 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     }
     ready.done(STATE_TASK);
     // last of what can fail: from here on a predecessor that still runs has let go
-    let capture = Arc::new(Mutex::new(start_capture(&config)?));
-    meters::register(&shared.registry, &shared, &shards, &capture, &fault)?;
+    let (redirection, cgroup) = redirection(&config)?;
+    meters::register(&shared.registry, &shared, &shards, &fault)?;
+    if let Redirection::Ebpf(capture) = &redirection {
+        meters::register_capture(&shared.registry, capture)?;
+    }
+    let states = shared
+        .registry
+        .capture(DriftKind::ALL.map(DriftKind::label))?;
+    let repair = match &redirection {
+        Redirection::Ebpf(capture) => {
+            let drift = states.drift.clone();
+            Some(repair::Keeper::new(
+                Arc::clone(capture),
+                drift,
+                ready.clone(),
+            ))
+        }
+        Redirection::External(_) => None,
+    };
+    let holds = meters::holds(&shared.registry)?;
     ready.done(PROXY_TASK);
 
-    let config::Enroll::File(file) = &config.enroll else {
-        anyhow::bail!("ENROLL={} is not available", config.enroll.name());
-    };
-    let (events, seen) = mpsc::channel(EVENTS_MAX);
-    tokio::task::spawn_local(enroll::file::source(
-        file.clone(),
-        rules(&config),
-        Default::default(),
-        events,
-    ));
+    let (keeper, cgroups) = keeper(&config, &redirection, cgroup.as_deref(), holds);
+    let (source, reporter) = source(&config, cgroup, &log).await?;
     let parts = Parts {
         config,
-        capture,
+        redirection,
+        keeper,
+        cgroups,
+        reporter,
         shards,
         shared,
         ready,
         metrics,
+        repair,
+        states,
         views,
         enroll_fault,
     };
-    Node::new(parts).run(seen, stop).await;
+    Node::new(parts).run(source, stop).await;
     tracing::info!("drained, ending");
     Ok(())
 }
 
-fn start_capture(config: &Config) -> anyhow::Result<Capture> {
+/// Starts capture, or says where others bring the connections. The cgroup that holds all pods goes along, where it is ours to know.
+fn redirection(config: &Config) -> anyhow::Result<(Redirection, Option<PathBuf>)> {
+    match config.capture.redirect {
+        Redirect::Ebpf => {
+            let (capture, cgroup) = start_capture(config)?;
+            Ok((
+                Redirection::Ebpf(Arc::new(Mutex::new(capture))),
+                Some(cgroup),
+            ))
+        }
+        Redirect::External { mark, reuse_port } => {
+            let options = external::Options {
+                mark,
+                reuse_port,
+                transparent: config.capture.keep_source,
+                ipv6: config.capture.ipv6,
+                dns: config.capture.dns,
+                proc: config.capture.host_proc.clone(),
+            };
+            Ok((Redirection::External(options), None))
+        }
+    }
+}
+
+/// Holds pods until they are enrolled, if that is wanted. Cgroups are followed where the source knows pods by API alone.
+fn keeper(
+    config: &Config,
+    redirection: &Redirection,
+    cgroup: Option<&Path>,
+    counts: Counters,
+) -> (Keeper, Option<mpsc::Receiver<CgroupEvent>>) {
+    let (Some(rule), Redirection::Ebpf(capture)) = (config.capture.hold, redirection) else {
+        return (Keeper::idle(), None);
+    };
+    let followed = cgroup.filter(|_| matches!(config.enroll, Enroll::Kubernetes { .. }));
+    let existing = followed.map(enroll::cgroups::scan);
+    let keeper = Keeper::new(capture, rule, existing, counts);
+    let cgroups = followed.map(|root| enroll::cgroups::watch(root.to_owned()));
+    (keeper, cgroups)
+}
+
+/// Starts the source that says which pods are ours.
+async fn source(
+    config: &Config,
+    cgroup: Option<PathBuf>,
+    log: &LogHandle,
+) -> anyhow::Result<(Source, Option<Reporter>)> {
+    let (events, seen) = mpsc::channel(EVENTS_MAX);
+    match &config.enroll {
+        Enroll::File(path) => {
+            let follow =
+                enroll::file::source(path.clone(), rules(config), Default::default(), events);
+            tokio::task::spawn_local(follow);
+            Ok((Source::Events(seen), None))
+        }
+        Enroll::Kubernetes { node } => {
+            let settings = kubernetes::Config {
+                node_name: node.clone(),
+                host_proc: config.capture.host_proc.clone(),
+                cgroup_root: match cgroup {
+                    Some(cgroup) => cgroup,
+                    None => own_cgroup::default_cgroup().context("CAPTURE_CGROUP is not set")?,
+                },
+                rules: rules(config),
+                kubeconfig: config.kubeconfig.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            let (reporter, follow) = kubernetes::start(settings, events)
+                .await
+                .context("ENROLL=kubernetes")?;
+            tokio::task::spawn_local(follow);
+            Ok((Source::Events(seen), Some(reporter)))
+        }
+        Enroll::Zds {
+            socket,
+            strict_exit,
+        } => {
+            let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+            let (standing, stands) = watch::channel(zds::Standing::default());
+            let settings = zds::Config {
+                path: socket.clone(),
+                strict_exit: *strict_exit,
+            };
+            let log = log.clone();
+            tokio::task::spawn_local(async move {
+                let broken = zds::run(settings, orders, standing).await;
+                tracing::error!(error = %broken, "istio-cni broke the protocol, ending at once (ZDS_STRICT_EXIT)");
+                log.flush();
+                std::process::exit(1);
+            });
+            Ok((Source::Orders(ordered, stands), None))
+        }
+    }
+}
+
+/// Capture, and the cgroup of all pods.
+fn start_capture(config: &Config) -> anyhow::Result<(Capture, PathBuf)> {
     let cgroup = match &config.capture.cgroup {
         Some(cgroup) => cgroup.clone(),
         None => own_cgroup::default_cgroup().context("CAPTURE_CGROUP is not set")?,
     };
     let daemon_cgroup_id = own_cgroup::settle(&cgroup)
         .context("the daemon needs a cgroup of its own, so that it can be told from pods")?;
-    let pins: PathBuf = config.capture.pins.clone();
     let settings = capture::Config {
-        cgroup,
-        pins,
+        cgroup: cgroup.clone(),
+        pins: config.capture.pins.clone(),
         daemon_cgroup_id,
         exempt_sources: config.capture.exempt_sources.clone(),
         host_proc: config.capture.host_proc.clone(),
         kubelet_cgroup: config.capture.kubelet_cgroup.clone(),
     };
-    Capture::start(settings).context("CAPTURE=ebpf")
+    let capture = Capture::start(settings).context("CAPTURE=ebpf")?;
+    Ok((capture, cgroup))
 }
 
 /// Waits until the mesh's state is known. Nothing is captured before: an old daemon that still serves goes on until then.
@@ -243,7 +359,7 @@ fn shared(
     })
 }
 
-fn rules(config: &Config) -> Rules {
+pub fn rules(config: &Config) -> Rules {
     let namespaces_excluded = config
         .excluded_namespaces
         .iter()
