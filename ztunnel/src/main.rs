@@ -1,6 +1,7 @@
-//! The daemon's command line: run, version, help, release.
+//! The command line: run the daemon, check, version, help, release.
 #![forbid(unsafe_code)]
 
+mod check;
 mod config;
 mod control_plane;
 mod crl_file;
@@ -39,6 +40,13 @@ fn main() -> ExitCode {
             print!("{}", help());
             ExitCode::SUCCESS
         }
+        Some("check") => {
+            let arguments = std::env::args_os().skip(2);
+            let arguments: Vec<String> = arguments
+                .map(|a| a.to_string_lossy().into_owned())
+                .collect();
+            check::run(&arguments)
+        }
         Some("release") => finish(release()),
         Some(other) => {
             eprint!("ztunnel: unknown command {other:?}\n\n{}", help());
@@ -63,9 +71,7 @@ fn release() -> anyhow::Result<()> {
         .ok()
         .filter(|p| !p.is_empty());
     let pins = pins.unwrap_or_else(|| config::PINS_DEFAULT.to_owned());
-    let host_proc = std::env::var("HOST_PROC")
-        .ok()
-        .filter(|p| !p.is_empty());
+    let host_proc = std::env::var("HOST_PROC").ok().filter(|p| !p.is_empty());
     let host_proc = host_proc.unwrap_or_else(|| "/proc".to_owned());
     let released = capture::release_pinned(Path::new(&pins), Path::new(&host_proc))?;
     for problem in &released.problems {
@@ -92,6 +98,8 @@ Usage: ztunnel [COMMAND]
 
 Commands:
   proxy     run the daemon (default)
+  check     see whether this machine, the settings and a running daemon are as they should be, and what to do
+            where they are not (`check --help`)
   version   print what this build is
   release   undo all capture that a daemon left in the kernel (it stays when a daemon ends, so that nothing
             leaks in the clear until the next one starts)
