@@ -1,10 +1,11 @@
-//! The workshop's tools: `cargo xtask setup | demo | test | fuzz | bench | tidy`.
+//! The workshop's tools: `cargo xtask setup | demo | test | fuzz | bench | chart | tidy`.
 //!
 //! This file reads the command line. Each command is a module; none of them knows how the daemon works:
 //! the demo's story lives in `integration`, the measurements in `benches`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chart;
 mod demo;
 mod fuzz;
 mod place;
@@ -35,6 +36,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Speed through two daemons beside plain TCP. Needs root.
     Bench(bench::Options),
+    /// Hold the Helm chart to its golden files and to the schemas of Kubernetes, and the Dockerfile to its linter.
+    Chart(chart::Options),
     /// Hold the documents and the house rules to the code.
     Tidy,
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Test(options) => suite::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Chart(options) => setup::run(setup::Scope::Build).and_then(|()| chart::run(&options)),
         Task::Tidy => tidy::run(),
     };
     match outcome {

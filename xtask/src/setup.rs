@@ -69,15 +69,28 @@ fn missing(scope: Scope) -> Vec<Need> {
     };
     program("cc", &["gcc", "libc6-dev"], Scope::Build);
     program("make", &["make"], Scope::Build);
+    program("python3", &["python3"], Scope::Build);
     program("ip", &["iproute2"], Scope::All);
     program("tcpdump", &["tcpdump"], Scope::All);
     program("iptables", &["iptables"], Scope::All);
     program("curl", &["curl", "ca-certificates"], Scope::All);
     program("ps", &["procps"], Scope::All);
     program("mount", &["mount"], Scope::All);
+    needs.extend(missing_venv());
     needs.extend(missing_bpf());
     needs.retain(|need| scope == Scope::All || need.scope == Scope::Build);
     needs
+}
+
+/// Python's environments, which Debian ships apart: the chart's tools live in one.
+fn missing_venv() -> Option<Need> {
+    let there = ask("python3", &["-c", "import ensurepip, venv"]).is_some();
+    (!there).then(|| Need {
+        what: "Python's venv".to_owned(),
+        packages: vec!["python3-venv".to_owned()],
+        scope: Scope::Build,
+        elsewhere: "",
+    })
 }
 
 /// The BPF toolchain: Debian's rustc with a `core` for BPF and LLVM's code generator, or nightly with bpf-linker.

@@ -3,7 +3,7 @@
 //! A stage that fails does not stop the next one: a run tells everything it can.
 
 use crate::place::{cargo, need_root, target};
-use crate::{demo, setup, tidy};
+use crate::{chart, demo, setup, tidy};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Which tests run.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Stages (lint, unit, kernel, netns, demo); other words select tests by name. None: every stage.
+    /// Stages (lint, unit, chart, kernel, netns, demo); other words select tests by name. None: every stage.
     filters: Vec<String>,
 }
 
@@ -24,6 +24,8 @@ enum Stage {
     Lint,
     /// Unit, laws and wire tests of everything that needs neither namespaces nor kernel programs.
     Unit,
+    /// The Helm chart and the Dockerfile.
+    Chart,
     /// `sys` and `capture` against the running kernel, and the verdicts both sides share.
     Kernel,
     /// The real daemon in real namespaces.
@@ -32,9 +34,10 @@ enum Stage {
     Demo,
 }
 
-const STAGES: [(Stage, &str); 5] = [
+const STAGES: [(Stage, &str); 6] = [
     (Stage::Lint, "lint"),
     (Stage::Unit, "unit"),
+    (Stage::Chart, "chart"),
     (Stage::Kernel, "kernel"),
     (Stage::Netns, "netns"),
     (Stage::Demo, "demo"),
@@ -60,7 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
     let (stages, names) = choose(&options.filters);
     let build_only = stages
         .iter()
-        .all(|stage| matches!(stage, Stage::Lint | Stage::Unit));
+        .all(|stage| matches!(stage, Stage::Lint | Stage::Unit | Stage::Chart));
     if !build_only {
         need_root("test")?;
     }
@@ -135,6 +138,7 @@ fn perform(stage: Stage, names: &[String], tally: &mut Tally) -> Result<()> {
             args.extend(KERNEL_CRATES.iter().flat_map(|name| ["--exclude", name]));
             tests(&args, names, tally)
         }
+        Stage::Chart => rendered(names, tally),
         Stage::Kernel => {
             let mut args = vec!["test"];
             args.extend(KERNEL_CRATES.iter().flat_map(|name| ["-p", name]));
@@ -149,6 +153,25 @@ fn perform(stage: Stage, names: &[String], tally: &mut Tally) -> Result<()> {
         },
         Stage::Demo => story(tally),
     }
+}
+
+/// What helm renders, and what that means: golden files, then the tests that read them.
+fn rendered(names: &[String], tally: &mut Tally) -> Result<()> {
+    match chart::findings(false) {
+        Ok((passed, findings)) => {
+            tally.passed += passed;
+            let findings = findings.into_iter();
+            tally
+                .broken
+                .extend(findings.map(|finding| format!("chart: {finding}")));
+        }
+        Err(cause) => tally.broken.push(format!("{cause:#}")),
+    }
+    tests(
+        &["test", "-p", "integration", "--test", "chart"],
+        names,
+        tally,
+    )
 }
 
 fn lint(tally: &mut Tally) -> Result<()> {

@@ -34,13 +34,15 @@ pub fn findings() -> Result<Vec<String>> {
     findings.extend(dependencies::findings(top)?);
     findings.extend(sources::findings(top)?);
     findings.extend(docs::findings(top)?);
+    findings.extend(crate::chart::values::findings(top)?);
     Ok(findings)
 }
 
 /// What may stand at the top; a new entry is a decision, not an accident.
-const TOP_LEVEL: [&str; 26] = [
+const TOP_LEVEL: [&str; 28] = [
     ".cargo",
     ".ci",
+    ".dockerignore",
     ".git",
     ".gitignore",
     ".github",
@@ -49,6 +51,7 @@ const TOP_LEVEL: [&str; 26] = [
     "CONTRIBUTING.md",
     "Cargo.lock",
     "Cargo.toml",
+    "Dockerfile",
     "LICENSE",
     "README.md",
     "benches",

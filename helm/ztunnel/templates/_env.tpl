@@ -30,7 +30,7 @@
 {{- $_ := set $env "HOLD_POLICY" $v.hold.policy -}}
 {{- end -}}
 {{- end -}}
-{{- range $given := list $v.meshConfig.defaultConfig.proxyMetadata $v.env -}}
+{{- range $given := list ($v.meshConfig.defaultConfig.proxyMetadata | default dict) ($v.env | default dict) -}}
 {{- range $name, $value := $given -}}
 {{- if kindIs "invalid" $value -}}{{- $_ := unset $env $name -}}
 {{- else -}}{{- $_ := set $env $name (include "ztunnel.text" $value) -}}{{- end -}}
@@ -50,8 +50,8 @@
 {{- end }}
 {{- end }}
 {{- $resources := dict "ZTUNNEL_CPU_LIMIT" "limits.cpu" -}}
-{{- if ($v.resources.limits | default dict).cpu -}}{{- $_ := set $resources "ZTUNNEL_RESOURCE_CPU_LIMIT" "limits.cpu" -}}{{- end -}}
-{{- if ($v.resources.requests | default dict).cpu -}}{{- $_ := set $resources "ZTUNNEL_RESOURCE_CPU_REQUEST" "requests.cpu" -}}{{- end -}}
+{{- if (($v.resources | default dict).limits | default dict).cpu -}}{{- $_ := set $resources "ZTUNNEL_RESOURCE_CPU_LIMIT" "limits.cpu" -}}{{- end -}}
+{{- if (($v.resources | default dict).requests | default dict).cpu -}}{{- $_ := set $resources "ZTUNNEL_RESOURCE_CPU_REQUEST" "requests.cpu" -}}{{- end -}}
 {{- range $name, $resource := $resources }}
 {{- if not (hasKey $env $name) }}
 - name: {{ $name }}

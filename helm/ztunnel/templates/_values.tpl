@@ -27,6 +27,8 @@
 {{- range $key, $value := .from -}}
 {{- if and (kindIs "map" $value) (kindIs "map" (get $.onto $key)) -}}
 {{- include "ztunnel.overlay" (dict "onto" (get $.onto $key) "from" $value) -}}
+{{- else if kindIs "invalid" $value -}}
+{{- $_ := unset $.onto $key -}}
 {{- else -}}
 {{- $_ := set $.onto $key $value -}}
 {{- end -}}
@@ -91,15 +93,23 @@
 {{- end -}}
 {{- range $owner, $names := dict "enroll" (list "ENROLL" "ENROLL_FILE") "capture" (list "CAPTURE" "HOST_PROC") "hold" (list "HOLD" "HOLD_TIMEOUT" "HOLD_POLICY") "drainMax" (list "DRAIN_MAX" "CONNECTION_TERMINATION_DEADLINE") "terminationGracePeriodSeconds" (list "TERMINATION_GRACE_PERIOD_SECONDS") -}}
 {{- range $names -}}
-{{- if or (hasKey $v.env .) (hasKey $v.meshConfig.defaultConfig.proxyMetadata .) -}}
+{{- if or (hasKey ($v.env | default dict) .) (hasKey ($v.meshConfig.defaultConfig.proxyMetadata | default dict) .) -}}
 {{- if not (and (eq . "CONNECTION_TERMINATION_DEADLINE") (not $v.drainMax)) -}}
 {{- fail (printf "env.%s: mounts and grace period would not follow it. Set the value %s instead" . $owner) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $rolling := (($v.updateStrategy | default dict).rollingUpdate) | default dict -}}
+{{- $none := list "" "0" "0%" "<nil>" -}}
+{{- if not (or (has (toString $rolling.maxSurge) $none) (has (toString $rolling.maxUnavailable) $none)) -}}
+{{- fail (printf "updateStrategy.rollingUpdate.maxUnavailable=%v with maxSurge=%v: Kubernetes takes only one of them. Set maxSurge: 0 to replace without an overlap, or maxUnavailable: 0" $rolling.maxUnavailable $rolling.maxSurge) -}}
+{{- end -}}
 {{- if and $v.serviceMonitor.enabled $v.podMonitor.enabled -}}
 {{- fail "serviceMonitor.enabled with podMonitor.enabled: every sample would be taken twice. Choose one of them" -}}
+{{- end -}}
+{{- if and $v.appArmorProfile (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "appArmorProfile with Kubernetes %s: the field is of 1.30. Set the annotation container.apparmor.security.beta.kubernetes.io/istio-proxy by podAnnotations" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- if and (eq $v.enroll "kubernetes") (not $v.priorityClassName) -}}
 {{- fail "enroll=kubernetes without priorityClassName: pods that wait for their place in the mesh must not keep the daemon out. Set system-node-critical or a class of your own" -}}

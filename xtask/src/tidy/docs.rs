@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The commands of this program, as a document may name them.
-const COMMANDS: [&str; 6] = ["setup", "demo", "test", "fuzz", "bench", "tidy"];
+const COMMANDS: [&str; 7] = ["setup", "demo", "test", "fuzz", "bench", "chart", "tidy"];
 
 /// What documents say and the code does not, and the other way round.
 pub fn findings(top: &Path) -> Result<Vec<String>> {
