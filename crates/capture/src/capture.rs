@@ -4,6 +4,7 @@
 
 mod check;
 mod leave;
+mod repair;
 
 pub use check::Drift;
 pub use leave::{Released, release_pinned};
@@ -21,10 +22,11 @@ use sys::{Netns, NetnsId};
 use tracing::{info, warn};
 
 use crate::error::{EnrollError, StartError, Step};
+use crate::kubelet::Kubelet;
 use crate::maps::{self, Maps};
-use crate::netlink::{Family, Netlink};
+use crate::netlink::{Family, Netlink, Table};
 use crate::own_cgroup::is_below;
-use crate::pins::Pins;
+use crate::pins::{Kept, Pins};
 use crate::pod::{self, PodWanted, State};
 use crate::programs::{self, CGROUP_PROGRAMS, LOOKUP_PROGRAM};
 use crate::saved;
@@ -65,6 +67,8 @@ struct Enrolled {
     /// Id of the `sk_lookup` program loaded for it.
     lookup: Option<u32>,
     saved: Saved,
+    /// What was made true last.
+    applied: Option<State>,
 }
 
 /// Capture on this machine, as owned by this process until a successor takes it over.
@@ -73,6 +77,7 @@ pub struct Capture {
     pins: Pins,
     pub(crate) maps: Maps,
     programs: Vec<OwnedFd>,
+    kubelet: Kubelet,
     generation: u64,
     own_netns: NetnsId,
     pods: BTreeMap<u64, Enrolled>,
@@ -80,6 +85,8 @@ pub struct Capture {
     retired: BTreeMap<u64, Arc<Netns>>,
     /// Where the cgroups are that the kernel was told about, by id.
     pub(crate) cgroups: HashMap<u64, PathBuf>,
+    /// All pinned maps, to be pinned again should a pin vanish.
+    kept: Vec<Kept>,
 }
 
 impl Capture {
@@ -102,29 +109,25 @@ impl Capture {
         let pins = Pins::create(&config.pins).map_err(unusable)?;
         let lock = pins.lock().map_err(unusable)?;
         maps::prepare(&pins)?;
-        let object = programs::load_redirect(&pins)?;
+        let programs = programs::load_shared(&pins)?;
         let mut maps = Maps::open(&pins)?;
         let generation = maps.owner()? + 1;
         maps.add_daemon(config.daemon_cgroup_id, generation)?;
         maps.set_exempt(&config.exempt_sources)?;
-        let mut programs = Vec::new();
-        for (program, _, _) in CGROUP_PROGRAMS {
-            let fd = programs::fd(&object, program).map_err(|cause| StartError::Load {
-                program,
-                cause: cause.to_string(),
-            })?;
-            programs.push(fd);
-        }
+        let kubelet = Kubelet::new(programs.kubelet, &config);
+        let kept = pins.maps().map_err(unusable)?;
         let mut capture = Self {
             config,
             pins,
             maps,
-            programs,
+            programs: programs.cgroup,
+            kubelet,
             generation,
             own_netns,
             pods: BTreeMap::new(),
             retired: BTreeMap::new(),
             cgroups: HashMap::new(),
+            kept,
         };
         capture
             .prepare_cgroups()
@@ -133,6 +136,7 @@ impl Capture {
                 cause,
             })?;
         capture.attach()?;
+        capture.kubelet.attach(&capture.pins);
         // Last: a predecessor goes on until everything stands.
         capture.maps.set_owner(generation)?;
         drop(lock);
@@ -301,6 +305,10 @@ impl Capture {
             sockets: cookies,
             lookup,
             saved: record,
+            applied: self
+                .pods
+                .get(&cookie)
+                .and_then(|entry| entry.applied.clone()),
         };
         self.apply(&mut entry)?;
         if served {
@@ -345,20 +353,25 @@ impl Capture {
             .set_pod(cookie, wanted.flags)
             .map_err(at(Step::Switch))?;
         self.write_enrolled(&entry.pod.cgroup, cookie)
-            .map_err(at(Step::Cgroup))
+            .map_err(at(Step::Cgroup))?;
+        entry.applied = Some(wanted);
+        Ok(())
     }
 
     fn wanted(&self, entry: &Enrolled, netlink: &mut Netlink) -> io::Result<State> {
         let addresses = netlink.addresses()?;
         let sysctls = saved::sysctls(&entry.saved);
         let names: Vec<_> = sysctls.iter().map(|(name, _)| *name).collect();
-        pod::wanted(
+        let mut wanted = pod::wanted(
             &entry.pod,
             &addresses,
             &names,
             entry.lookup,
             entry.sockets.clone(),
-        )
+            entry.applied.as_ref(),
+        )?;
+        wanted.cgroup = self.cgroup_to_tell(&entry.pod);
+        Ok(wanted)
     }
 
     /// Addresses, exclusions and flags; the switch for `connect()` stays as it is.
@@ -425,9 +438,16 @@ fn at(step: Step) -> impl Fn(io::Error) -> (Step, io::Error) {
 }
 
 fn apply_routes(netlink: &mut Netlink, wanted: &State) -> io::Result<()> {
-    let actual = netlink.routes()?;
+    let Table {
+        ours: actual,
+        strays,
+        ..
+    } = netlink.all_routes()?;
     for route in wanted.routes.difference(&actual) {
         netlink.set_route(*route)?;
+    }
+    for stray in &strays {
+        netlink.remove_stray(stray)?;
     }
     for family in [Family::V4, Family::V6] {
         let here =
@@ -440,7 +460,14 @@ fn apply_routes(netlink: &mut Netlink, wanted: &State) -> io::Result<()> {
 }
 
 fn apply_rules(netlink: &mut Netlink, wanted: &State) -> io::Result<()> {
-    let actual = netlink.rules()?;
+    let Table {
+        ours: actual,
+        strays,
+        ..
+    } = netlink.all_rules()?;
+    for stray in &strays {
+        netlink.remove_stray(stray)?;
+    }
     wanted
         .rules
         .difference(&actual)

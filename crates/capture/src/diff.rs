@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 pub use crate::netlink::{Family, Route, Rule};
-pub use crate::pod::State;
+pub use crate::pod::{Other, State};
 
 /// What kind of thing in the kernel is not as it should be: the label of the metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,13 +27,15 @@ pub enum DriftKind {
     Netns,
     /// The pod's cgroup, or what the kernel is told of it.
     Cgroup,
+    /// The kernel's state could not be read.
+    Unreadable,
     /// Something of somebody else stands in the way of capture.
     Foreign,
 }
 
 impl DriftKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Rule,
         Self::Route,
         Self::Address,
@@ -43,6 +45,7 @@ impl DriftKind {
         Self::Socket,
         Self::Netns,
         Self::Cgroup,
+        Self::Unreadable,
         Self::Foreign,
     ];
 
@@ -58,6 +61,7 @@ impl DriftKind {
             Self::Socket => "socket",
             Self::Netns => "netns",
             Self::Cgroup => "cgroup",
+            Self::Unreadable => "unreadable",
             Self::Foreign => "foreign",
         }
     }
@@ -71,7 +75,8 @@ impl DriftKind {
             | Self::Map
             | Self::Program
             | Self::Sysctl
-            | Self::Cgroup => Cure::Repair,
+            | Self::Cgroup
+            | Self::Unreadable => Cure::Repair,
             Self::Socket => Cure::Sockets,
             Self::Netns => Cure::Source,
             Self::Foreign => Cure::Human,
@@ -177,12 +182,25 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
             });
         }
     }
+    if wanted.cgroup != actual.cgroup {
+        found.push(Difference {
+            kind: DriftKind::Cgroup,
+            what: format!(
+                "its cgroup is told to be enrolled with {:?}, not {:?}",
+                actual.cgroup, wanted.cgroup
+            ),
+        });
+    }
     if wanted.flags != actual.flags {
         found.push(Difference {
             kind: DriftKind::Map,
             what: format!("flags {:?}, not {:?}", actual.flags, wanted.flags),
         });
     }
+    found.extend(actual.others.iter().map(|other| Difference {
+        kind: other.kind,
+        what: other.what.clone(),
+    }));
     found
 }
 
@@ -228,6 +246,8 @@ mod tests {
             flags: Some(3),
             lookup: Some(7),
             sockets: [(Kind::Outbound, 11)].into(),
+            cgroup: Some(3),
+            others: BTreeSet::new(),
         }
     }
 
@@ -238,7 +258,7 @@ mod tests {
 
     #[test]
     fn each_thing_counts() {
-        let changes: [Change; 10] = [
+        let changes: [Change; 12] = [
             (DriftKind::Socket, |s| s.sockets.clear()),
             (DriftKind::Map, |s| s.sockets.extend([(Kind::Dns, 5)])),
             (DriftKind::Map, |s| s.locals.clear()),
@@ -251,6 +271,13 @@ mod tests {
                 s.sysctls.extend([("net/ipv4/fwmark_reflect", 0)])
             }),
             (DriftKind::Map, |s| s.flags = None),
+            (DriftKind::Cgroup, |s| s.cgroup = None),
+            (DriftKind::Foreign, |s| {
+                s.others.insert(Other {
+                    kind: DriftKind::Foreign,
+                    what: String::new(),
+                });
+            }),
         ];
         for (kind, change) in changes {
             let mut actual = state();

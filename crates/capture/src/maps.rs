@@ -1,5 +1,7 @@
 //! Typed handles on the shared maps. Leaves who may write what, and when, to [`crate::capture`].
 
+mod tables;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
@@ -9,14 +11,16 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use redirect_common::{
-    Address, CGROUPS_MAX, CgroupEntry, CgroupState, Counter, DAEMONS_MAX, ExcludedPort,
-    ExcludedRange, Kind, Local, PODS_MAX, Pod, Saved, Settings, SocketKey, name,
+    Address, CgroupEntry, CgroupState, Counter, DAEMONS_MAX, ExcludedPort, ExcludedRange, Kind,
+    Local, PODS_MAX, Pod, Saved, Settings, SocketKey, name,
 };
 use sys::bpf::SocketMap;
 
 use crate::error::StartError;
 use crate::pins::Pins;
 use crate::programs::is_pinned;
+
+pub(crate) use self::tables::{Entries, Tables};
 
 /// Bits of an IPv4 address in front of it in its v4-mapped form.
 const MAPPED_BITS: u32 = 96;
@@ -50,18 +54,6 @@ pub(crate) fn prepare(pins: &Pins) -> Result<(), StartError> {
             Array::<MapData, u64>::create(1, 0).map_err(|error| failed(name::OWNER, &error))?;
         map.pin(pins.path(name::OWNER))
             .map_err(|error| failed(name::OWNER, &error))?;
-    }
-    if !is_pinned(&pins.path(name::CGROUPS)) {
-        let map = HashMap::<MapData, u64, CgroupEntry>::create(CGROUPS_MAX, NO_PREALLOC)
-            .map_err(|error| failed(name::CGROUPS, &error))?;
-        map.pin(pins.path(name::CGROUPS))
-            .map_err(|error| failed(name::CGROUPS, &error))?;
-    }
-    if !is_pinned(&pins.path(name::SETTINGS)) {
-        let map = Array::<MapData, Settings>::create(1, 0)
-            .map_err(|error| failed(name::SETTINGS, &error))?;
-        map.pin(pins.path(name::SETTINGS))
-            .map_err(|error| failed(name::SETTINGS, &error))?;
     }
     if !is_pinned(&pins.path(name::SAVED)) {
         let map = HashMap::<MapData, u64, Saved>::create(PODS_MAX, NO_PREALLOC)

@@ -1,6 +1,9 @@
-//! Rules, routes and addresses of a network namespace, by rtnetlink. Leaves which ones are wanted to [`crate::pod`].
+//! Rules, routes and addresses of a network namespace, by rtnetlink. Leaves which ones are wanted to [`crate::pod`], and what
+//! is to be thought of those of others to [`crate::netlink::others`].
 //!
 //! Source: rtnetlink(7), `linux/rtnetlink.h`, `linux/fib_rules.h`, `linux/if_addr.h`.
+
+mod others;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,6 +21,8 @@ use redirect_common::{
     TABLE,
 };
 use sys::Netns;
+
+pub(crate) use self::others::Stray;
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -174,12 +179,17 @@ impl Rule {
         body
     }
 
+    /// Whether this is the rule, and nothing in it makes it fit less than it should.
     fn matches(self, body: &[u8]) -> bool {
         let value = |kind| find(body.get(12..).unwrap_or_default(), kind);
         let number = |kind| value(kind).and_then(u32_of);
         body.first() == Some(&self.family().number())
             && body.get(7) == Some(&FR_ACT_TO_TBL)
             && body[1..4] == [0, 0, 0]
+            && others::narrowed_by(body).iter().all(|kind| {
+                let mut own = self.selectors().into_iter();
+                own.any(|(own, _)| own == *kind)
+            })
             && number(FRA_PRIORITY) == Some(self.priority())
             && number(FRA_TABLE) == Some(self.table())
             && self
@@ -233,6 +243,27 @@ fn route_header(family: Family, scope: u8) -> Vec<u8> {
     body
 }
 
+/// A table of the kernel, as far as it concerns capture.
+#[derive(Clone, Debug)]
+pub(crate) struct Table<T> {
+    /// What capture makes.
+    pub ours: BTreeSet<T>,
+    /// What stands where only capture's may stand: to be removed.
+    pub strays: Vec<Stray>,
+    /// What comes before capture's and may take away what is to be captured: somebody else's, for a human.
+    pub foreign: BTreeSet<String>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            ours: BTreeSet::new(),
+            strays: Vec::new(),
+            foreign: BTreeSet::new(),
+        }
+    }
+}
+
 /// An address of the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalAddress {
@@ -284,7 +315,12 @@ impl Netlink {
 
     /// Those of capture's rules that are there.
     pub fn rules(&mut self) -> io::Result<BTreeSet<Rule>> {
-        let mut found = BTreeSet::new();
+        Ok(self.all_rules()?.ours)
+    }
+
+    /// All rules, as far as they concern capture.
+    pub fn all_rules(&mut self) -> io::Result<Table<Rule>> {
+        let mut found = Table::default();
         for family in [Family::V4, Family::V6] {
             let mut body = [0u8; 12];
             body[0] = family.number();
@@ -293,12 +329,16 @@ impl Netlink {
                 .dump(RTM_GETRULE, RTM_NEWRULE, &body)
                 .or_else(no_family)?
             {
-                let ours = [
+                let mut ours = [
                     Rule::Daemon(family),
                     Rule::Redirect(family),
                     Rule::Dns(family),
-                ];
-                found.extend(ours.into_iter().filter(|rule| rule.matches(&entry)));
+                ]
+                .into_iter();
+                match ours.find(|rule| rule.matches(&entry)) {
+                    Some(rule) => drop(found.ours.insert(rule)),
+                    None => others::sort_rule(entry, &mut found),
+                }
             }
         }
         Ok(found)
@@ -317,9 +357,9 @@ impl Netlink {
         absent_is_fine(self.ask(RTM_DELRULE, 0, &rule.body()))
     }
 
-    /// The routes of the capture table that have capture's form.
-    pub fn routes(&mut self) -> io::Result<BTreeSet<Route>> {
-        let mut found = BTreeSet::new();
+    /// All routes of the capture table.
+    pub fn all_routes(&mut self) -> io::Result<Table<Route>> {
+        let mut found = Table::default();
         for family in [Family::V4, Family::V6] {
             let mut body = [0u8; 12];
             body[0] = family.number();
@@ -327,10 +367,18 @@ impl Netlink {
                 .dump(RTM_GETROUTE, RTM_NEWROUTE, &body)
                 .or_else(no_family)?
             {
-                found.extend(route(&entry));
+                match route(&entry) {
+                    Some(route) => drop(found.ours.insert(route)),
+                    None => others::sort_route(entry, &mut found),
+                }
             }
         }
         Ok(found)
+    }
+
+    /// Removes what somebody else put in our way; not there is fine.
+    pub fn remove_stray(&mut self, stray: &Stray) -> io::Result<()> {
+        absent_is_fine(self.ask(stray.removal, 0, &stray.body))
     }
 
     /// Adds the route of its family, or changes its source.

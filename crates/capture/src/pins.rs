@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,29 @@ use redirect_common::LAYOUT;
 const LOOKUP: &str = "lookup-";
 /// Last part of the name of a pin on its way to replace another.
 const NEXT: &str = "-next";
+
+/// A pinned map that is kept open.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// Its pin.
+    pub path: PathBuf,
+    map: OwnedFd,
+    id: u32,
+}
+
+impl Kept {
+    /// Whether this very map is pinned there.
+    pub fn is_pinned(&self) -> bool {
+        sys::bpf::pinned(&self.path)
+            .and_then(|map| sys::bpf::map_id(&map))
+            .is_ok_and(|id| id == self.id)
+    }
+
+    /// Pins it in place of what is there.
+    pub fn pin(&self, pins: &Pins) -> io::Result<()> {
+        pins.replace(&self.map, &self.path)
+    }
+}
 
 /// The directory of pins.
 #[derive(Clone, Debug)]
@@ -53,6 +77,28 @@ impl Pins {
     /// Path of the `sk_lookup` link of a pod.
     pub fn lookup(&self, cookie: u64) -> PathBuf {
         self.dir.join(format!("{LOOKUP}{cookie:x}"))
+    }
+
+    /// All maps that are pinned, opened.
+    pub fn maps(&self) -> io::Result<Vec<Kept>> {
+        let mut maps = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let is_map =
+                name.is_some_and(|name| name.bytes().all(|b| b == b'_' || b.is_ascii_uppercase()));
+            if is_map {
+                let map = sys::bpf::pinned(&path)?;
+                let id = sys::bpf::map_id(&map)?;
+                maps.push(Kept { path, map, id });
+            }
+        }
+        Ok(maps)
+    }
+
+    /// Makes the directory again, should it have vanished.
+    pub fn restore(&self) -> io::Result<()> {
+        Self::create(&self.base).map(drop)
     }
 
     /// Cookies of all pods with a pinned `sk_lookup` link.

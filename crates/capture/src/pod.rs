@@ -1,19 +1,24 @@
 //! What one pod should look like to the kernel, and what it does look like. Leaves changing anything to [`crate::capture`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use redirect_common::{Kind, LOOPBACK_IFINDEX, Pod};
+use redirect_common::{CgroupState, Kind, LOOPBACK_IFINDEX, Pod};
 use sys::Netns;
-use sys::bpf::Target;
+use sys::bpf::{Attach, Target};
 
-use crate::maps::{Maps, prefix};
-use crate::netlink::{Family, LocalAddress, Netlink, Route, Rule};
+use crate::diff::DriftKind;
+use crate::maps::{Entries, Maps, Tables, prefix};
+use crate::netlink::{Family, LocalAddress, Netlink, Route, Rule, Stray};
 use crate::pins::Pins;
+use crate::processes::{Elsewhere, Processes};
 use crate::sockets::PodFlags;
 use crate::sysctl;
 
@@ -57,29 +62,49 @@ pub struct State {
     pub lookup: Option<u32>,
     /// Cookies of the sockets in the map.
     pub sockets: BTreeMap<Kind, u64>,
+    /// Cookie of the namespace that the pod's cgroup is enrolled with, as the kernel was told.
+    pub cgroup: Option<u64>,
+    /// What is in the way, or elsewhere: nothing of it is ever wanted.
+    pub others: BTreeSet<Other>,
+}
+
+/// Something that should not be there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Other {
+    /// What it counts as.
+    pub kind: DriftKind,
+    /// What it is, for a human.
+    pub what: String,
 }
 
 /// What `pod` should look like, given its present addresses.
 ///
-/// Errors: it has no address that could be a source.
+/// - `former`: what was wanted of it before
+///
+/// Errors: it has no address that could be a source, and never had one.
 pub(crate) fn wanted(
     pod: &PodWanted,
     addresses: &[LocalAddress],
     sysctls: &[&'static str],
     lookup: Option<u32>,
     sockets: BTreeMap<Kind, u64>,
+    former: Option<&State>,
 ) -> io::Result<State> {
     let routes: BTreeSet<_> = [Family::V4, Family::V6]
         .into_iter()
         .filter_map(|family| source(addresses, family))
         .collect();
-    if routes.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrNotAvailable,
-            "the pod has no global address",
-        ));
-    }
     let mut rules = BTreeSet::new();
+    if routes.is_empty() {
+        // one that loses its addresses (as it does at its end) stays closed by the rules it has
+        let former = former.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                "the pod has no global address",
+            )
+        })?;
+        rules.clone_from(&former.rules);
+    }
     for route in &routes {
         let family = if route.source.is_ipv4() {
             Family::V4
@@ -110,6 +135,8 @@ pub(crate) fn wanted(
         flags: Some(flags(pod)),
         lookup,
         sockets,
+        cgroup: None,
+        others: BTreeSet::new(),
     })
 }
 
@@ -138,35 +165,146 @@ fn source(addresses: &[LocalAddress], family: Family) -> Option<Route> {
         .map(|address| Route { source: address.ip })
 }
 
+/// What reading a pod back needs.
+pub(crate) struct Sight<'a> {
+    /// The shared maps.
+    pub maps: &'a Maps,
+    /// Entries of all pods, when they have been read; else those that matter are asked for.
+    pub tables: Option<&'a Tables>,
+    /// The pins.
+    pub pins: &'a Pins,
+    /// The host's procfs.
+    pub proc: &'a Path,
+    /// The node's processes.
+    pub processes: Processes<'a>,
+}
+
 /// What the kernel says of a pod now.
+///
+/// - `wanted`, `former`: what should be there, and what may still be
 pub(crate) fn actual(
-    netns: &Netns,
-    proc: &Path,
+    sight: &mut Sight<'_>,
+    pod: &PodWanted,
     netlink: &mut Netlink,
-    maps: &Maps,
-    pins: &Pins,
+    wanted: &State,
+    former: Option<&State>,
 ) -> io::Result<State> {
+    let (netns, maps) = (&pod.netns, sight.maps);
     let cookie = netns.cookie();
     let mut sysctls = BTreeMap::new();
-    for name in sysctl::ALL {
-        if let Some(value) = netns.run(|| sysctl::read(proc, name))?? {
-            sysctls.insert(name, value);
+    netns.run(|| {
+        for name in sysctl::ALL {
+            if let Some(value) = sysctl::read(sight.proc, name)? {
+                sysctls.insert(name, value);
+            }
         }
-    }
+        Ok::<_, io::Error>(())
+    })??;
+    let entries = match sight.tables {
+        Some(tables) => tables.of(cookie),
+        None => maps.entries(cookie, &asked(wanted, former)),
+    };
+    let (rules, routes) = (netlink.all_rules()?, netlink.all_routes()?);
+    let strays = |kind, strays: &[Stray]| -> Vec<_> {
+        let what = strays.iter().map(|stray| stray.text.clone());
+        what.map(|what| Other { kind, what }).collect()
+    };
+    let mut others: BTreeSet<_> = strays(DriftKind::Rule, &rules.strays).into_iter().collect();
+    others.extend(strays(DriftKind::Route, &routes.strays));
+    others.extend(rules.foreign.into_iter().map(|what| Other {
+        kind: DriftKind::Foreign,
+        what,
+    }));
+    others.extend(other_programs(netns, wanted.lookup));
+    others.extend(elsewhere(sight, pod));
     Ok(State {
-        rules: netlink.rules()?,
-        routes: netlink.routes()?,
+        rules: rules.ours,
+        routes: routes.ours,
         sysctls,
-        locals: maps.locals(cookie),
-        ranges: maps.ranges(cookie),
-        ports: maps.ports(cookie),
+        locals: entries.locals,
+        ranges: entries.ranges,
+        ports: entries.ports,
         flags: maps.pod(cookie).map(|pod| pod.flags),
-        lookup: lookup(netns, pins),
+        lookup: lookup(netns, sight.pins),
         sockets: Kind::ALL
             .into_iter()
             .filter_map(|kind| Some((kind, maps.socket(cookie, kind)?)))
             .collect(),
+        cgroup: cgroup_told(maps, pod, wanted),
+        others,
     })
+}
+
+fn asked(wanted: &State, former: Option<&State>) -> Entries {
+    let mut asked = Entries {
+        locals: wanted.locals.clone(),
+        ranges: wanted.ranges.clone(),
+        ports: wanted.ports.clone(),
+    };
+    if let Some(former) = former {
+        asked.locals.extend(&former.locals);
+        asked.ranges.extend(&former.ranges);
+        asked.ports.extend(&former.ports);
+    }
+    asked
+}
+
+/// Cookie of the namespace that the pod's cgroup is told to be enrolled with; of one that is gone, what is wanted.
+fn cgroup_told(maps: &Maps, pod: &PodWanted, wanted: &State) -> Option<u64> {
+    wanted.cgroup?;
+    let Ok(id) = sys::cgroup::id(&pod.cgroup) else {
+        return wanted.cgroup;
+    };
+    match maps.cgroup(id) {
+        Some(CgroupState::Enrolled(cookie)) => Some(cookie),
+        _ => None,
+    }
+}
+
+/// `sk_lookup` programs in the pod's namespace that are not ours: they may hand arrivals elsewhere.
+fn other_programs(netns: &Netns, ours: Option<u32>) -> Vec<Other> {
+    let attached = sys::bpf::probe::query(netns.as_fd(), Attach::SkLookup as u32);
+    let programs = attached.map(|attached| attached.programs);
+    let others = programs.unwrap_or_default().into_iter();
+    others
+        .filter(|program| Some(*program) != ours)
+        .map(|program| Other {
+            kind: DriftKind::Foreign,
+            what: format!("sk_lookup program {program} of another"),
+        })
+        .collect()
+}
+
+/// The pod's processes, or the path to its namespace, are elsewhere.
+fn elsewhere(sight: &mut Sight<'_>, pod: &PodWanted) -> Vec<Other> {
+    let mut found = Vec::new();
+    let mut other = |what| {
+        let kind = DriftKind::Netns;
+        found.push(Other { kind, what });
+    };
+    let (id, path) = (pod.netns.id(), &pod.netns_path);
+    // the file of a process says where that process is, whosever it is by now
+    let of_process = path.starts_with(sight.proc) || path.starts_with("/proc");
+    if let Some(meta) = fs::metadata(path).ok().filter(|_| !of_process)
+        && meta.dev() == id.dev
+        && meta.ino() != id.inode
+    {
+        let path = path.display();
+        other(format!("{path} is another namespace than the one enrolled"));
+    }
+    if let Some(Elsewhere {
+        count,
+        right,
+        pid,
+        inode,
+    }) = sight.processes.elsewhere(&pod.cgroup, id)
+    {
+        let enrolled = id.inode;
+        other(format!(
+            "{count} of its processes are not in net:[{enrolled}] ({right} are): {pid} is in net:[{inode}]"
+        ));
+    }
+    found
 }
 
 /// Id of the program that runs in the namespace by the pinned link.
@@ -213,7 +351,7 @@ mod tests {
             address("10.9.9.9", 1, true),
             address("10.0.0.2", 2, true),
         ];
-        let state = wanted(&pod(true), &v4, &[], None, BTreeMap::new()).unwrap();
+        let state = wanted(&pod(true), &v4, &[], None, BTreeMap::new(), None).unwrap();
         assert_eq!(
             state.routes,
             [Route {
@@ -237,12 +375,12 @@ mod tests {
             address("fe80::1", 2, false),
             address("fd00::2", 2, true),
         ];
-        let state = wanted(&pod(false), &both, &[], None, BTreeMap::new()).unwrap();
+        let state = wanted(&pod(false), &both, &[], None, BTreeMap::new(), None).unwrap();
         assert_eq!(
             (state.routes.len(), state.rules.len(), state.locals.len()),
             (2, 4, 3)
         );
 
-        assert!(wanted(&pod(true), &v4[..1], &[], None, BTreeMap::new()).is_err());
+        assert!(wanted(&pod(true), &v4[..1], &[], None, BTreeMap::new(), None).is_err());
     }
 }

@@ -39,8 +39,12 @@ const INFO_SIZE: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Attach {
+    /// Packets received by sockets of a cgroup.
+    CgroupIngress = 0,
     /// Packets leaving sockets of a cgroup.
     CgroupEgress = 1,
+    /// What becomes of TCP connections of a cgroup's sockets.
+    SockOps = 3,
     /// `connect()` of IPv4 sockets of a cgroup.
     Connect4 = 10,
     /// `connect()` of IPv6 sockets of a cgroup.
@@ -243,6 +247,11 @@ pub fn link_info(link: &impl AsFd) -> io::Result<LinkInfo> {
 /// The kernel's id of a program.
 pub fn program_id(program: &impl AsFd) -> io::Result<u32> {
     info(program.as_fd()).map(|info| read_u32(&info, 4))
+}
+
+/// The kernel's id of a map.
+pub fn map_id(map: &impl AsFd) -> io::Result<u32> {
+    info(map.as_fd()).map(|info| read_u32(&info, 4))
 }
 
 /// Opens a loaded program by the kernel's id; needs `CAP_SYS_ADMIN`.

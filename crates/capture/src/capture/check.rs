@@ -1,12 +1,15 @@
-//! Comparing what should be with what the kernel says, and mending it.
+//! Comparing what should be with what the kernel says. Leaves mending it to [`super::repair`].
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 
 use super::{Capture, Enrolled};
 use crate::diff::{Cure, Difference, DriftKind, diff};
-use crate::error::{EnrollError, Step};
+use crate::maps::{Tables, prefix};
 use crate::netlink::Netlink;
-use crate::pod;
+use crate::pod::{self, PodWanted, Sight, State};
+use crate::processes::Processes;
 use crate::programs::CGROUP_PROGRAMS;
 
 /// Something in the kernel that is not as it should be.
@@ -27,6 +30,15 @@ impl Drift {
     pub fn cure(&self) -> Cure {
         self.kind.cure()
     }
+
+    fn shared(kind: DriftKind, what: String) -> Self {
+        Self {
+            cookie: None,
+            uid: String::new(),
+            kind,
+            what,
+        }
+    }
 }
 
 impl Capture {
@@ -36,8 +48,10 @@ impl Capture {
             return Vec::new();
         }
         let mut found = self.check_shared();
+        let tables = self.maps.tables();
+        let mut sight = self.sight(Some(&tables));
         for (cookie, entry) in &self.pods {
-            self.check_pod(*cookie, entry, &mut found);
+            self.check_pod(*cookie, entry, &mut sight, &mut found);
         }
         found
     }
@@ -48,48 +62,63 @@ impl Capture {
     pub fn verify(&self, cookie: u64) -> Vec<Drift> {
         let mut found = Vec::new();
         if let Some(entry) = self.pods.get(&cookie).filter(|_| !self.superseded()) {
-            self.check_pod(cookie, entry, &mut found);
+            let mut sight = self.sight(None);
+            self.check_pod(cookie, entry, &mut sight, &mut found);
         }
         found
     }
 
-    fn check_pod(&self, cookie: u64, entry: &Enrolled, found: &mut Vec<Drift>) {
-        let drift = |kind, what| Drift {
-            cookie: Some(cookie),
-            uid: entry.pod.uid.clone(),
-            kind,
-            what,
-        };
-        match self.compare(entry) {
-            Ok(differences) => {
-                found.extend(differences.into_iter().map(|one| drift(one.kind, one.what)));
-            }
-            Err(error) => {
-                found.push(drift(DriftKind::Netns, format!("cannot be read: {error}")));
-            }
+    fn sight<'a>(&'a self, tables: Option<&'a Tables>) -> Sight<'a> {
+        Sight {
+            maps: &self.maps,
+            tables,
+            pins: &self.pins,
+            proc: &self.config.host_proc,
+            processes: Processes::new(&self.config.host_proc),
         }
     }
 
-    fn compare(&self, entry: &Enrolled) -> io::Result<Vec<Difference>> {
+    fn check_pod(
+        &self,
+        cookie: u64,
+        entry: &Enrolled,
+        sight: &mut Sight<'_>,
+        found: &mut Vec<Drift>,
+    ) {
+        let differences = self.compare(entry, sight).unwrap_or_else(|error| {
+            vec![Difference {
+                kind: DriftKind::Unreadable,
+                what: format!("cannot be read: {error}"),
+            }]
+        });
+        found.extend(differences.into_iter().map(|one| Drift {
+            cookie: Some(cookie),
+            uid: entry.pod.uid.clone(),
+            kind: one.kind,
+            what: one.what,
+        }));
+    }
+
+    fn compare(&self, entry: &Enrolled, sight: &mut Sight<'_>) -> io::Result<Vec<Difference>> {
         let mut netlink = Netlink::open(&entry.pod.netns)?;
         let wanted = self.wanted(entry, &mut netlink)?;
-        let actual = pod::actual(
-            &entry.pod.netns,
-            &self.config.host_proc,
-            &mut netlink,
-            &self.maps,
-            &self.pins,
-        )?;
+        let former = entry.applied.as_ref();
+        if let Some(change) = former.and_then(|former| address_change(&wanted, former)) {
+            // what else differs follows from it; looked at again once capture has followed
+            return Ok(vec![change]);
+        }
+        let actual = pod::actual(sight, &entry.pod, &mut netlink, &wanted, former)?;
         Ok(diff(&wanted, &actual))
     }
 
+    /// What the pod's cgroup is to be told to be enrolled with: nothing where it is the capture cgroup itself.
+    pub(super) fn cgroup_to_tell(&self, pod: &PodWanted) -> Option<u64> {
+        let capture = sys::cgroup::id(&self.config.cgroup).ok();
+        let own = sys::cgroup::id(&pod.cgroup).ok();
+        (own.is_none() || own != capture).then(|| pod.netns.cookie())
+    }
+
     fn check_shared(&self) -> Vec<Drift> {
-        let drift = |what| Drift {
-            cookie: None,
-            uid: String::new(),
-            kind: DriftKind::Program,
-            what,
-        };
         let mut found = Vec::new();
         for ((program, pin, _), fd) in CGROUP_PROGRAMS.iter().zip(&self.programs) {
             let wanted = sys::bpf::program_id(fd).ok();
@@ -99,43 +128,53 @@ impl Capture {
                 .flatten()
                 .map(|(_, program)| program);
             if wanted.is_none() || wanted != actual {
-                found.push(drift(format!("program {program} not attached")));
+                let what = match actual {
+                    Some(other) => format!("program {program} replaced by {other}"),
+                    None => format!("program {program} not attached, or its link not pinned"),
+                };
+                found.push(Drift::shared(DriftKind::Program, what));
             }
         }
+        let probes = self.kubelet.drift(&self.pins);
+        found.extend(probes.map(|what| Drift::shared(DriftKind::Program, what)));
+        let mut map = |what| found.push(Drift::shared(DriftKind::Map, what));
+        for kept in self.kept.iter().filter(|kept| !kept.is_pinned()) {
+            map(format!("{} is not pinned", kept.path.display()));
+        }
         if !self.maps.is_daemon(self.config.daemon_cgroup_id) {
-            found.push(drift("the daemon is not exempt".into()));
+            map("the daemon is not exempt".to_owned());
+        }
+        if self.maps.exempt() != self.exempt_wanted() {
+            map("the exempt sources are others".to_owned());
+        }
+        let capture = sys::cgroup::id(&self.config.cgroup).ok();
+        let told = self.maps.settings.get(&0, 0).ok();
+        if told.map(|settings| settings.capture) != capture {
+            map("the capture cgroup is told to be another".to_owned());
         }
         found
     }
 
-    /// Mends what [`Capture::check`] found: the whole pod, or all that pods share.
-    ///
-    /// Errors: the step that failed; [`Step::Sockets`] when only new sockets would help, the rest has been mended then.
-    pub fn repair(&mut self, drift: &Drift) -> Result<(), EnrollError> {
-        let fail = |step, cause| EnrollError {
-            uid: drift.uid.clone(),
-            step,
-            cause,
-        };
-        let Some(cookie) = drift.cookie else {
-            self.maps
-                .add_daemon(self.config.daemon_cgroup_id, self.generation)
-                .and_then(|()| self.attach())
-                .map_err(|error| fail(Step::Switch, io::Error::other(error)))?;
-            return Ok(());
-        };
-        let Some(mut entry) = self.pods.remove(&cookie) else {
-            return Ok(());
-        };
-        let result = self.apply(&mut entry);
-        self.pods.insert(cookie, entry);
-        result.map_err(|(step, cause)| fail(step, cause))?;
-        if drift.cure() == Cure::Sockets {
-            return Err(fail(
-                Step::Sockets,
-                io::Error::other("its sockets must be opened anew"),
-            ));
-        }
-        Ok(())
+    fn exempt_wanted(&self) -> BTreeSet<(u32, IpAddr)> {
+        let sources = self.config.exempt_sources.iter();
+        sources
+            .map(|net| prefix(*net))
+            .map(|(bits, address)| (bits, address.into()))
+            .collect()
     }
+}
+
+/// Whether a pod's addresses, and what follows from them, are others than when capture was made true last.
+fn address_change(wanted: &State, former: &State) -> Option<Difference> {
+    if wanted.locals == former.locals && wanted.routes == former.routes {
+        return None;
+    }
+    let list = |ips: &BTreeSet<IpAddr>| {
+        let words: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
+        words.join(", ")
+    };
+    Some(Difference {
+        kind: DriftKind::Address,
+        what: format!("{}; before: {}", list(&wanted.locals), list(&former.locals)),
+    })
 }
