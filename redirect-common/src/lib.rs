@@ -6,6 +6,7 @@
 
 mod address;
 mod cgroup;
+mod guard;
 mod layout;
 mod verdict;
 
@@ -16,12 +17,16 @@ pub use address::Address;
 pub use cgroup::{
     CgroupEntry, CgroupState, DEPTH_MAX, LEVEL_MAX, Lineage, Settings, Standing, standing,
 };
+pub use guard::{
+    Departure, Egress, Ingress, Receiver, Request, Sender, Settled, egress, ingress, is_fresh,
+    settle,
+};
 pub use layout::{
     Counter, ExcludedPort, ExcludedRange, Former, Kind, Local, NETNS_PATH_MAX, Pod, ProbeKey,
     Saved, SocketKey, UID_MAX,
 };
 pub use verdict::{
-    Arrival, Attempt, Caller, Connect, Door, Lookup, Mismatch, SocketOption, Via, connect, egress,
+    Arrival, Attempt, Caller, Connect, Door, Lookup, Mismatch, SocketOption, Via, Wait, connect,
     lookup, setsockopt,
 };
 

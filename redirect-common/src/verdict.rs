@@ -1,6 +1,6 @@
 //! The decisions of the kernel programs, as plain functions. What they need to know of the maps they ask through a trait, lazily.
 
-use crate::{Address, DNS_PORT, HBONE_PORT, Kind, LOOPBACK_IFINDEX, Pod, REDIRECT_MARK};
+use crate::{Address, DNS_PORT, HBONE_PORT, Kind, Pod, REDIRECT_MARK, Standing};
 
 /// A `connect()` about to happen.
 #[derive(Clone, Copy, Debug)]
@@ -15,10 +15,14 @@ pub struct Attempt {
 
 /// What `connect` may ask about the caller; each answer costs a lookup.
 pub trait Caller {
-    /// The entry of the socket's network namespace.
+    /// Cookie of the socket's network namespace.
+    fn cookie(&self) -> u64;
+    /// The entry of that namespace.
     fn pod(&self) -> Option<Pod>;
     /// Whether the calling process is a daemon.
     fn is_daemon(&self) -> bool;
+    /// What holds for the calling process by its cgroup.
+    fn standing(&self) -> Standing;
     /// Whether the pod excludes the address.
     fn excludes_range(&self, destination: &Address) -> bool;
     /// Whether the pod excludes the port.
@@ -28,33 +32,68 @@ pub trait Caller {
 /// What to do with a `connect()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
-    /// Not from an enrolled pod: none of our business.
+    /// Not from an enrolled or expected pod: none of our business.
     Foreign,
-    /// From an enrolled pod, left alone.
+    /// From an enrolled pod, left alone; needs no leave to go out.
     Pass,
+    /// From an enrolled pod, left alone: the socket is flagged, so that the guard lets it out.
+    Exclude,
     /// Redirect, or deny when that fails.
     Capture,
+    /// Mark and flag, so that the guard keeps it in until it can be redirected; or deny when that fails.
+    Hold(Wait),
+    /// Deny.
+    Deny,
+}
+
+/// What a held connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// For its pod to be enrolled, or to turn out not to be for the mesh.
+    Enrolment,
+    /// For its pod to be enrolled with this network namespace: it is with another one.
+    Namespace,
 }
 
 /// Decides about a `connect()`.
 #[inline(always)]
 pub fn connect(attempt: &Attempt, caller: &impl Caller) -> Connect {
     let Some(pod) = caller.pod() else {
-        return Connect::Foreign;
+        return uncaptured(attempt, caller);
     };
     if !pod.has(Pod::CAPTURE) {
-        return Connect::Foreign;
+        return uncaptured(attempt, caller);
     }
-    if !attempt.tcp || attempt.destination.is_never_captured() || caller.is_daemon() {
+    if !attempt.tcp || attempt.destination.is_loopback() || caller.is_daemon() {
         return Connect::Pass;
+    }
+    if attempt.destination.is_never_captured() {
+        return Connect::Exclude;
     }
     if pod.has(Pod::EXCLUDED_PORTS) && caller.excludes_port(attempt.port) {
-        return Connect::Pass;
+        return Connect::Exclude;
     }
     if pod.has(Pod::EXCLUDED_RANGES) && caller.excludes_range(&attempt.destination) {
-        return Connect::Pass;
+        return Connect::Exclude;
     }
     Connect::Capture
+}
+
+/// Decides where the namespace is not captured: then the cgroup says whether it should be.
+#[inline(always)]
+fn uncaptured(attempt: &Attempt, caller: &impl Caller) -> Connect {
+    if !attempt.tcp || attempt.destination.is_never_captured() {
+        return Connect::Foreign;
+    }
+    let standing = caller.standing();
+    if standing == Standing::Free || caller.is_daemon() {
+        return Connect::Foreign;
+    }
+    match standing {
+        Standing::Denied => Connect::Deny,
+        Standing::Enrolled(cookie) if cookie != caller.cookie() => Connect::Hold(Wait::Namespace),
+        _ => Connect::Hold(Wait::Enrolment),
+    }
 }
 
 /// How a packet came in.
@@ -75,6 +114,8 @@ pub struct Arrival {
     pub via: Via,
     /// Who sent it.
     pub source: Address,
+    /// Port it was sent from, host byte order.
+    pub source_port: u16,
     /// Whom it was sent to.
     pub destination: Address,
     /// Port it was sent to, host byte order.
@@ -89,6 +130,8 @@ pub trait Door {
     fn is_local(&self, address: &Address) -> bool;
     /// Whether the source may reach applications directly.
     fn is_exempt(&self, source: &Address) -> bool;
+    /// Whether it is a connection of kubelet.
+    fn is_probe(&self, arrival: &Arrival) -> bool;
 }
 
 /// Why an arrival is dropped before any socket is sought.
@@ -141,6 +184,9 @@ pub fn lookup(arrival: &Arrival, door: &impl Door) -> Lookup {
             if pod.has(Pod::BYPASS_INBOUND) || door.is_exempt(&arrival.source) {
                 return Lookup::Pass;
             }
+            if door.is_probe(arrival) {
+                return Lookup::Pass;
+            }
             Lookup::Assign(Kind::Plaintext)
         }
     }
@@ -183,14 +229,4 @@ pub fn setsockopt(option: &SocketOption) -> bool {
         && option.stream
         && !option.closed
         && (option.mark == REDIRECT_MARK || option.multipath)
-}
-
-/// Whether an outgoing packet must be dropped: it belongs to a redirected connection and is about to leave the pod.
-///
-/// - `device`: index of the device it leaves by
-/// - `mark`: the packet's mark
-/// - `captured`: whether its socket was captured at `connect()`; asked only when needed
-#[inline(always)]
-pub fn egress(device: u32, mark: u32, captured: impl FnOnce() -> bool) -> bool {
-    device != LOOPBACK_IFINDEX && (mark == REDIRECT_MARK || captured())
 }

@@ -1,5 +1,8 @@
-//! What both kernel objects share: the maps they see, and counting. The decisions are in `redirect-common`.
+//! What the kernel objects share: the maps they see, exclusions, and counting. The decisions are in `redirect-common`.
 #![no_std]
+
+pub mod door;
+pub mod lineage;
 
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
@@ -9,10 +12,12 @@ use aya_ebpf::bindings::bpf_map_def;
 use aya_ebpf::bindings::bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKHASH};
 use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirect_common::{
-    Address, Counter, DAEMONS_MAX, EXCLUDED_PORTS_MAX, EXCLUDED_RANGES_MAX, EXEMPT_MAX,
-    ExcludedPort, ExcludedRange, Former, LOCALS_MAX, Local, PODS_MAX, Pod, SocketKey,
+    Address, CGROUPS_MAX, CgroupEntry, Counter, DAEMONS_MAX, EXCLUDED_PORTS_MAX,
+    EXCLUDED_RANGES_MAX, EXEMPT_MAX, ExcludedPort, ExcludedRange, Former, LOCALS_MAX, Local,
+    PODS_MAX, PROBES_MAX, Pod, ProbeKey, Settings, SocketKey,
 };
 
 /// `BPF_F_NO_PREALLOC`.
@@ -44,6 +49,15 @@ pub static EXEMPT: LpmTrie<Address, u32> = LpmTrie::pinned(EXEMPT_MAX, NO_PREALL
 /// Daemons by cgroup id.
 #[map]
 pub static DAEMONS: HashMap<u64, u64> = HashMap::pinned(DAEMONS_MAX, 0);
+/// What is known of cgroups, by their ids.
+#[map]
+pub static CGROUPS: HashMap<u64, CgroupEntry> = HashMap::pinned(CGROUPS_MAX, NO_PREALLOC);
+/// What holds for the whole hierarchy: one element.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+/// Connections of kubelet, and when they were begun.
+#[map]
+pub static PROBES: LruHashMap<ProbeKey, u64> = LruHashMap::pinned(PROBES_MAX, 0);
 /// Verdicts counted.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::ALL.len() as u32, 0);
@@ -169,4 +183,26 @@ pub fn count(counter: Counter) {
 pub fn pod(cookie: u64) -> Option<Pod> {
     // SAFETY: the entry is replaced whole by the daemon and copied at once.
     unsafe { PODS.get(cookie) }.copied()
+}
+
+/// Whether the cgroup is a daemon's.
+#[inline(always)]
+pub fn is_daemon(cgroup: u64) -> bool {
+    // SAFETY: only presence is asked for.
+    unsafe { DAEMONS.get(cgroup) }.is_some()
+}
+
+/// Whether the pod excludes the address.
+#[inline(always)]
+pub fn excludes_range(cookie: u64, destination: &Address) -> bool {
+    let data = ExcludedRange::new(cookie, *destination);
+    let key = Key::new(ExcludedRange::BITS, data);
+    EXCLUDED_RANGES.get(&key).is_some()
+}
+
+/// Whether the pod excludes the port.
+#[inline(always)]
+pub fn excludes_port(cookie: u64, port: u16) -> bool {
+    // SAFETY: only presence is asked for.
+    unsafe { EXCLUDED_PORTS.get(ExcludedPort::new(cookie, port)) }.is_some()
 }

@@ -186,7 +186,7 @@ impl Capture {
 
 /// How deep the directory lies below its mount: the kernel's programs verify it.
 fn level(path: &Path) -> u32 {
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mounts = sys::cgroup::mounts().unwrap_or_default();
     let depths = mounts
         .iter()

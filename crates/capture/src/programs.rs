@@ -1,6 +1,7 @@
 //! The compiled kernel programs and how they are loaded. Leaves attaching and map contents to others.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use aya::programs::Program;
@@ -17,32 +18,70 @@ pub const BUILT: bool = cfg!(has_programs);
 #[cfg(has_programs)]
 static REDIRECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o"));
 #[cfg(has_programs)]
+static GUARD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
+#[cfg(has_programs)]
+static TRACK: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/track.o"));
+#[cfg(has_programs)]
 static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookup.o"));
 #[cfg(not(has_programs))]
 static REDIRECT: &[u8] = &[];
 #[cfg(not(has_programs))]
+static GUARD: &[u8] = &[];
+#[cfg(not(has_programs))]
+static TRACK: &[u8] = &[];
+#[cfg(not(has_programs))]
 static LOOKUP: &[u8] = &[];
 
-/// A program of the capture cgroup: its name in the object, its pin, its place. The guards come first, so that no connection is captured unguarded.
-pub(crate) const CGROUP_PROGRAMS: [(&str, &str, Attach); 4] = [
-    ("guard", "link-egress", Attach::CgroupEgress),
+/// A program of the capture cgroup: its name in its object, its pin, its place. The guards come first, so that no connection is captured unguarded.
+pub(crate) const CGROUP_PROGRAMS: [(&str, &str, Attach); 6] = [
+    ("leaving", "link-egress", Attach::CgroupEgress),
+    ("entering", "link-ingress", Attach::CgroupIngress),
     ("options", "link-setsockopt", Attach::Setsockopt),
+    ("settled", "link-settled", Attach::SockOps),
     ("connect4", "link-connect4", Attach::Connect4),
     ("connect6", "link-connect6", Attach::Connect6),
 ];
 
-/// Loads the programs of the capture cgroup and makes or opens the shared maps.
-pub(crate) fn load_redirect(pins: &Pins) -> Result<Ebpf, StartError> {
+/// The program at kubelet's cgroup.
+pub(crate) const KUBELET_PROGRAM: &str = "probes";
+
+/// The shared programs, loaded.
+pub(crate) struct Shared {
+    /// In the order of [`CGROUP_PROGRAMS`].
+    pub cgroup: Vec<OwnedFd>,
+    /// [`KUBELET_PROGRAM`].
+    pub kubelet: OwnedFd,
+}
+
+/// Loads all programs that are not a single pod's, and makes or opens the shared maps.
+pub(crate) fn load_shared(pins: &Pins) -> Result<Shared, StartError> {
     if !BUILT {
         return Err(StartError::NotBuilt);
     }
-    let mut object = loader(pins)
-        .load(REDIRECT)
-        .map_err(|error| refused("redirect", &error))?;
-    for (program, _, _) in CGROUP_PROGRAMS {
-        load(&mut object, program)?;
+    let mut objects = Vec::new();
+    for (name, bytes) in [("redirect", REDIRECT), ("guard", GUARD), ("track", TRACK)] {
+        let loaded = loader(pins).load(bytes);
+        objects.push(loaded.map_err(|error| refused(name, &error))?);
     }
-    Ok(object)
+    let mut find = |program: &'static str| {
+        let object = objects
+            .iter_mut()
+            .find(|object| object.program(program).is_some());
+        let object = object.ok_or(StartError::Load {
+            program,
+            cause: "not in any object".into(),
+        })?;
+        load(object, program)?;
+        fd(object, program).map_err(|cause| StartError::Load {
+            program,
+            cause: cause.to_string(),
+        })
+    };
+    let cgroup = CGROUP_PROGRAMS.iter().map(|(program, _, _)| find(program));
+    Ok(Shared {
+        cgroup: cgroup.collect::<Result<_, _>>()?,
+        kubelet: find(KUBELET_PROGRAM)?,
+    })
 }
 
 /// Loads an instance of the `sk_lookup` program for the namespace with `cookie`.
@@ -78,6 +117,7 @@ fn load(object: &mut Ebpf, name: &'static str) -> Result<(), StartError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         _ => {
             return Err(StartError::Load {
@@ -90,8 +130,7 @@ fn load(object: &mut Ebpf, name: &'static str) -> Result<(), StartError> {
 }
 
 /// The descriptor of a loaded program, duplicated.
-pub(crate) fn fd(object: &Ebpf, name: &'static str) -> io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::AsFd;
+pub(crate) fn fd(object: &Ebpf, name: &'static str) -> io::Result<OwnedFd> {
     let program = object.program(name).ok_or(io::ErrorKind::NotFound)?;
     program
         .fd()

@@ -7,19 +7,17 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_sk_assign, bpf_sk_release};
 use aya_ebpf::macros::sk_lookup;
-use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::{
-    Address, Arrival, Counter, Door, Kind, LOOPBACK_IFINDEX, Local, Lookup, Mismatch, Pod,
-    SocketKey, Via, lookup,
+    Address, Arrival, Counter, Kind, LOOPBACK_IFINDEX, Lookup, Mismatch, SocketKey, Via, lookup,
 };
-use redirect_ebpf::{EXEMPT, LOCALS, SOCKETS, count, field, pod};
+use redirect_ebpf::door::Home;
+use redirect_ebpf::{SOCKETS, count, field};
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
-const ADDRESS_BITS: u32 = 128;
 /// `BPF_SK_LOOKUP_F_NO_REUSEPORT`: our socket itself, not one of a group it might be in.
 const NO_REUSEPORT: u64 = 2;
 
@@ -35,7 +33,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         field!((*raw).protocol),
         field!((*raw).ingress_ifindex),
     );
-    let port = field!((*raw).local_port);
+    let (port, source_port_be) = (field!((*raw).local_port), field!((*raw).remote_port));
     let (source4, destination4) = (field!((*raw).remote_ip4), field!((*raw).local_ip4));
     let source6 = [
         field!((*raw).remote_ip6[0]),
@@ -64,6 +62,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         tcp: protocol == IPPROTO_TCP,
         via,
         source,
+        source_port: u16::from_be(source_port_be),
         destination,
         port: port as u16,
     };
@@ -78,35 +77,6 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
             SK_DROP
         }
         Lookup::Assign(kind) => assign(&ctx, &SocketKey::new(cookie, kind), kind),
-    }
-}
-
-/// The pod that this instance serves.
-struct Home {
-    cookie: u64,
-}
-
-impl Door for Home {
-    #[inline(always)]
-    fn pod(&self) -> Option<Pod> {
-        pod(self.cookie)
-    }
-
-    #[inline(always)]
-    fn is_local(&self, address: &Address) -> bool {
-        // SAFETY: only presence is asked for.
-        unsafe {
-            LOCALS.get(Local {
-                cookie: self.cookie,
-                address: *address,
-            })
-        }
-        .is_some()
-    }
-
-    #[inline(always)]
-    fn is_exempt(&self, source: &Address) -> bool {
-        EXEMPT.get(&Key::new(ADDRESS_BITS, *source)).is_some()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Programs attached at the capture cgroup: mark connections as they are made, keep them from leaving by another way.
+//! Programs attached at the capture cgroup: mark connections as they are made, and keep the mark on them.
 //! Thin shells: the decisions are in `redirect_common::verdict`.
 #![no_std]
 #![no_main]
@@ -6,14 +6,14 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt};
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, cgroup_sockopt};
-use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockoptContext};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt};
+use aya_ebpf::programs::{SockAddrContext, SockoptContext};
 use redirect_common::{
-    Address, Attempt, Caller, Connect, Counter, ExcludedPort, ExcludedRange, Pod, REDIRECT_MARK,
-    SocketOption, connect, egress, setsockopt,
+    Address, Attempt, Caller, Connect, Counter, Former, Pod, REDIRECT_MARK, SocketOption, Standing,
+    Wait, connect, setsockopt, standing,
 };
-use redirect_ebpf::{CAPTURED, DAEMONS, EXCLUDED_PORTS, EXCLUDED_RANGES, count, field, pod};
+use redirect_ebpf::lineage::Current;
+use redirect_ebpf::{CAPTURED, count, excludes_port, excludes_range, field, is_daemon, pod};
 
 const DENY: i32 = 0;
 const ALLOW: i32 = 1;
@@ -64,35 +64,41 @@ struct Process {
 
 impl Caller for Process {
     #[inline(always)]
+    fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    #[inline(always)]
     fn pod(&self) -> Option<Pod> {
         pod(self.cookie)
     }
 
     #[inline(always)]
     fn is_daemon(&self) -> bool {
-        is_daemon()
+        is_daemon(own_cgroup())
+    }
+
+    #[inline(always)]
+    fn standing(&self) -> Standing {
+        standing(&Current)
     }
 
     #[inline(always)]
     fn excludes_range(&self, destination: &Address) -> bool {
-        let key = Key::new(
-            ExcludedRange::BITS,
-            ExcludedRange::new(self.cookie, *destination),
-        );
-        EXCLUDED_RANGES.get(&key).is_some()
+        excludes_range(self.cookie, destination)
     }
 
     #[inline(always)]
     fn excludes_port(&self, port: u16) -> bool {
-        // SAFETY: only presence is asked for.
-        unsafe { EXCLUDED_PORTS.get(ExcludedPort::new(self.cookie, port)) }.is_some()
+        excludes_port(self.cookie, port)
     }
 }
 
+/// Id of the calling process's cgroup.
 #[inline(always)]
-fn is_daemon() -> bool {
-    // SAFETY: the helper takes no argument; only presence is asked for.
-    unsafe { DAEMONS.get(bpf_get_current_cgroup_id()) }.is_some()
+fn own_cgroup() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_get_current_cgroup_id() }
 }
 
 #[inline(always)]
@@ -113,27 +119,43 @@ fn decide(
         port: u16::from_be(port_be as u16),
     };
     match connect(&attempt, &Process { cookie }) {
-        Connect::Foreign => leave(ctx),
+        Connect::Foreign => leave(ctx, 0),
         Connect::Pass => {
             count(Counter::ConnectPassed);
-            leave(ctx)
+            leave(ctx, 0)
         }
-        Connect::Capture => match capture(ctx) {
-            Ok(()) => {
-                count(Counter::ConnectCaptured);
-                ALLOW
-            }
-            Err(reason) => {
-                count(reason);
-                DENY
-            }
-        },
+        Connect::Exclude => {
+            count(Counter::ConnectPassed);
+            leave(ctx, Former::PASSED)
+        }
+        Connect::Capture => keep(ctx, Former::CAPTURED, Counter::ConnectCaptured),
+        Connect::Hold(Wait::Enrolment) => keep(ctx, Former::HELD, Counter::ConnectHeld),
+        Connect::Hold(Wait::Namespace) => keep(ctx, Former::HELD, Counter::ConnectHeldNetns),
+        Connect::Deny => {
+            count(Counter::ConnectDeniedHold);
+            DENY
+        }
+    }
+}
+
+/// Keeps the connection in, or denies it.
+#[inline(always)]
+fn keep(ctx: &SockAddrContext, flag: u32, done: Counter) -> i32 {
+    match capture(ctx, flag) {
+        Ok(()) => {
+            count(done);
+            ALLOW
+        }
+        Err(reason) => {
+            count(reason);
+            DENY
+        }
     }
 }
 
 /// Flags the socket, frees it from any device, and marks it; the flag comes first, because it is what the guard looks at.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext) -> Result<(), Counter> {
+fn capture(ctx: &SockAddrContext, flag: u32) -> Result<(), Counter> {
     let raw = ctx.sock_addr;
     let socket = socket(raw);
     let (mark, device) = (field!((*socket).mark), field!((*socket).bound_dev_if));
@@ -141,10 +163,10 @@ fn capture(ctx: &SockAddrContext) -> Result<(), Counter> {
     let mut former = unsafe { CAPTURED.create(socket.cast()) }.ok_or(Counter::ConnectDeniedFlag)?;
     // SAFETY: the entry lives as long as the socket, which the program holds.
     let former = unsafe { former.as_mut() };
-    if former.captured == 0 {
+    if former.captured != Former::CAPTURED && former.captured != Former::HELD {
         former.mark = mark;
-        former.captured = 1;
     }
+    former.captured = flag;
     if device != 0 && !set(raw, SO_BINDTODEVICE, 0) {
         return Err(Counter::ConnectDeniedDevice);
     }
@@ -154,23 +176,35 @@ fn capture(ctx: &SockAddrContext) -> Result<(), Counter> {
     Ok(())
 }
 
-/// A socket used again for something that is not captured gets its former mark back.
+/// A socket used again for something that is not captured gets its former mark back; a new flag is kept at it, unless it is 0.
 #[inline(always)]
-fn leave(ctx: &SockAddrContext) -> i32 {
+fn leave(ctx: &SockAddrContext, flag: u32) -> i32 {
     let raw = ctx.sock_addr;
     let socket = socket(raw);
     // SAFETY: the socket is the context's.
-    let Some(former) = (unsafe { CAPTURED.find(socket.cast()) }) else {
+    if let Some(mut former) = unsafe { CAPTURED.find(socket.cast()) } {
+        // SAFETY: the entry lives as long as the socket.
+        let former = unsafe { former.as_mut() };
+        if former.captured != Former::PASSED && !set(raw, SO_MARK, former.mark) {
+            count(Counter::ConnectDeniedMark);
+            return DENY;
+        }
+        if flag == 0 {
+            // SAFETY: the socket is the context's.
+            unsafe { CAPTURED.remove(socket.cast()) };
+        } else {
+            former.captured = flag;
+        }
         return ALLOW;
-    };
-    // SAFETY: the entry lives as long as the socket.
-    let mark = unsafe { former.as_ref().mark };
-    if !set(raw, SO_MARK, mark) {
-        count(Counter::ConnectDeniedMark);
-        return DENY;
     }
-    // SAFETY: the socket is the context's.
-    unsafe { CAPTURED.remove(socket.cast()) };
+    if flag != 0 {
+        // Without memory the guard judges by the address.
+        // SAFETY: the socket is the context's.
+        if let Some(mut former) = unsafe { CAPTURED.create(socket.cast()) } {
+            // SAFETY: the entry lives as long as the socket.
+            unsafe { former.as_mut() }.captured = flag;
+        }
+    }
     ALLOW
 }
 
@@ -223,7 +257,7 @@ pub fn options(ctx: SockoptContext) -> i32 {
         multipath: field!((*socket).protocol) == IPPROTO_MPTCP,
         mark,
     };
-    if !setsockopt(&option) || is_daemon() {
+    if !setsockopt(&option) || is_daemon(own_cgroup()) {
         return ALLOW;
     }
     // SAFETY: the context is the program's own.
@@ -232,25 +266,6 @@ pub fn options(ctx: SockoptContext) -> i32 {
         return ALLOW;
     }
     count(Counter::SetsockoptRefused);
-    DENY
-}
-
-#[cgroup_skb(egress)]
-pub fn guard(ctx: SkBuffContext) -> i32 {
-    let raw = ctx.skb.skb;
-    let (device, mark, socket) = (
-        field!((*raw).ifindex),
-        field!((*raw).mark),
-        field!((*raw).__bindgen_anon_2.sk),
-    );
-    let captured = || {
-        // SAFETY: the socket is the context's and not null.
-        !socket.is_null() && unsafe { CAPTURED.find(socket.cast()) }.is_some()
-    };
-    if !egress(device, mark, captured) {
-        return ALLOW;
-    }
-    count(Counter::EgressDropped);
     DENY
 }
 

@@ -12,6 +12,7 @@ use super::instruction::{
     EXIT, R, add, call, clear, copy, map, read32, read64, set, skip_if_zero, stack,
 };
 use super::{Finding, Scratch};
+use crate::error::StartError;
 use crate::pins::Pins;
 use crate::{maps, programs};
 
@@ -305,11 +306,11 @@ pub fn own_programs(pins: &Path) -> Finding {
         .map_err(|error| format!("{}: {error}", trial.display()))
         .and_then(|place| {
             let loaded = maps::prepare(&place)
-                .and_then(|()| programs::load_redirect(&place))
+                .and_then(|()| programs::load_shared(&place))
                 .and_then(|_| programs::load_lookup(&place, 0));
             // nothing is attached, so nothing is in use
             let cleared = place.clear();
-            loaded.map_err(|error| error.to_string())?;
+            loaded.map_err(|error| shortened(&error))?;
             cleared.map_err(|error| format!("{} stays: {error}", trial.display()))
         });
     Finding::of(
@@ -318,4 +319,43 @@ pub fn own_programs(pins: &Path) -> Finding {
         |()| "pass the verifier".to_owned(),
         "the message of the verifier says what this kernel lacks; please report it with the kernel's version",
     )
+}
+
+/// Of a refusal the program and the verifier's last words; the whole stands in the log of a daemon that starts.
+fn shortened(error: &StartError) -> String {
+    let StartError::Load { program, cause } = error else {
+        return error.to_string();
+    };
+    let words: Vec<&str> = cause
+        .lines()
+        .map(str::trim)
+        .take_while(|line| {
+            !line.starts_with("verification time") && !line.starts_with("processed ")
+        })
+        .filter(|line| !line.is_empty())
+        .collect();
+    let last = &words[words.len().saturating_sub(2)..];
+    format!("cannot load the program {program}: {}", last.join(": "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifiers_last_words() {
+        let error = |cause: &str| StartError::Load {
+            program: "guard",
+            cause: cause.to_owned(),
+        };
+        let long = "0: (bf) r6 = r1\n23: (bf) r9 = r2\nR2 !read_ok\nverification time 332 usec\nprocessed 87 insns\n\n: Permission denied";
+        assert_eq!(
+            shortened(&error(long)),
+            "cannot load the program guard: 23: (bf) r9 = r2: R2 !read_ok"
+        );
+        assert_eq!(
+            shortened(&error("no memory")),
+            "cannot load the program guard: no memory"
+        );
+    }
 }

@@ -6,6 +6,9 @@ use redirect_common::{Address, Arrival, Door, Kind, Lookup, Pod, Via, lookup};
 
 use crate::world::{FAR4, FAR6, OUTSIDE4, POD4, POD6, World};
 
+/// Port that all arrivals come from.
+const SOURCE_PORT: u16 = 1234;
+
 /// What the program is told by its maps.
 struct Facts {
     flags: u32,
@@ -22,6 +25,9 @@ impl Door for Facts {
     }
     fn is_exempt(&self, source: &Address) -> bool {
         Address::from(OUTSIDE4.parse::<IpAddr>().unwrap()) == *source
+    }
+    fn is_probe(&self, _: &Arrival) -> bool {
+        false
     }
 }
 
@@ -41,7 +47,7 @@ fn context(arrival: &Arrival) -> [u8; 72] {
             IpAddr::V6(ip) => put(v6, &ip.octets()),
         }
     }
-    put(36, &1234u16.to_be_bytes());
+    put(36, &SOURCE_PORT.to_be_bytes());
     put(60, &u32::from(arrival.port).to_ne_bytes());
     bytes
 }
@@ -89,6 +95,7 @@ fn the_loaded_program_decides_as_the_pure_function() {
                             tcp,
                             via,
                             source: ip(source),
+                            source_port: SOURCE_PORT,
                             destination: ip(destination),
                             port,
                         };
