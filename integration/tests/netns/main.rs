@@ -5,6 +5,7 @@ mod cluster;
 mod peer;
 mod support;
 
+mod apiserver;
 mod bad_input;
 mod bad_peers;
 mod capture;
