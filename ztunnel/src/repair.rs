@@ -113,7 +113,7 @@ impl Keeper {
 
     /// Has one thing mended, or says who can; whether it was repaired.
     fn treat(&mut self, drift: &Drift, told: bool, last: bool, findings: &mut Findings) -> bool {
-        let error = match drift.cure() {
+        let error = match drift.cure {
             Cure::Repair if last => "it comes back at once".to_owned(),
             Cure::Repair => match lock(&self.capture).repair(drift) {
                 Ok(()) => {
@@ -157,7 +157,7 @@ impl Keeper {
         let Some(unsaid) = self.fights.count((drift.cookie, kind), Instant::now()) else {
             return false;
         };
-        match drift.cure() {
+        match drift.cure {
             Cure::Repair | Cure::Sockets => {
                 tracing::warn!(%pod, %kind, what, unsaid, "capture drifted, repairing");
             }

@@ -66,7 +66,7 @@ impl DriftKind {
         }
     }
 
-    /// What mends it.
+    /// What mends it, as a rule.
     pub const fn cure(self) -> Cure {
         match self {
             Self::Rule
@@ -91,11 +91,11 @@ impl std::fmt::Display for DriftKind {
 }
 
 /// What mends a drift.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cure {
     /// [`crate::Capture::repair`].
     Repair,
-    /// New sockets: open them and [`crate::Capture::enroll`] again.
+    /// Starting the pod again: open its namespace and new sockets, and [`crate::Capture::enroll`].
     Sockets,
     /// The enrolment source must look again where the pod is, and say so.
     Source,
@@ -108,8 +108,21 @@ pub enum Cure {
 pub struct Difference {
     /// What kind of thing.
     pub kind: DriftKind,
+    /// What mends it.
+    pub cure: Cure,
     /// What is missing, surplus or changed, for a human.
     pub what: String,
+}
+
+impl Difference {
+    /// One that is mended as is usual for its kind.
+    pub(crate) fn new(kind: DriftKind, what: String) -> Self {
+        Self {
+            kind,
+            cure: kind.cure(),
+            what,
+        }
+    }
 }
 
 /// All differences, in the order of the enrolment's steps.
@@ -117,10 +130,10 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
     let mut found = Vec::new();
     for (kind, cookie) in &wanted.sockets {
         if actual.sockets.get(kind) != Some(cookie) {
-            found.push(Difference {
-                kind: DriftKind::Socket,
-                what: format!("socket {kind:?} not in the map"),
-            });
+            found.push(Difference::new(
+                DriftKind::Socket,
+                format!("socket {kind:?} not in the map"),
+            ));
         }
     }
     for kind in actual
@@ -128,10 +141,10 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
         .keys()
         .filter(|kind| !wanted.sockets.contains_key(kind))
     {
-        found.push(Difference {
-            kind: DriftKind::Map,
-            what: format!("surplus socket {kind:?}"),
-        });
+        found.push(Difference::new(
+            DriftKind::Map,
+            format!("surplus socket {kind:?}"),
+        ));
     }
     sets(
         &mut found,
@@ -155,10 +168,10 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
         &actual.ports,
     );
     if wanted.lookup.is_none() || wanted.lookup != actual.lookup {
-        found.push(Difference {
-            kind: DriftKind::Program,
-            what: "sk_lookup program not attached".into(),
-        });
+        found.push(Difference::new(
+            DriftKind::Program,
+            "sk_lookup program not attached".into(),
+        ));
     }
     sets(
         &mut found,
@@ -176,29 +189,30 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
     );
     for (name, value) in &wanted.sysctls {
         if let Some(now) = actual.sysctls.get(name).filter(|now| *now != value) {
-            found.push(Difference {
-                kind: DriftKind::Sysctl,
-                what: format!("{name} is {now}, not {value}"),
-            });
+            found.push(Difference::new(
+                DriftKind::Sysctl,
+                format!("{name} is {now}, not {value}"),
+            ));
         }
     }
     if wanted.cgroup != actual.cgroup {
-        found.push(Difference {
-            kind: DriftKind::Cgroup,
-            what: format!(
+        found.push(Difference::new(
+            DriftKind::Cgroup,
+            format!(
                 "its cgroup is told to be enrolled with {:?}, not {:?}",
                 actual.cgroup, wanted.cgroup
             ),
-        });
+        ));
     }
     if wanted.flags != actual.flags {
-        found.push(Difference {
-            kind: DriftKind::Map,
-            what: format!("flags {:?}, not {:?}", actual.flags, wanted.flags),
-        });
+        found.push(Difference::new(
+            DriftKind::Map,
+            format!("flags {:?}, not {:?}", actual.flags, wanted.flags),
+        ));
     }
     found.extend(actual.others.iter().map(|other| Difference {
         kind: other.kind,
+        cure: other.cure,
         what: other.what.clone(),
     }));
     found
@@ -212,16 +226,10 @@ fn sets<T: Ord + Debug>(
     actual: &BTreeSet<T>,
 ) {
     for item in wanted.difference(actual) {
-        found.push(Difference {
-            kind,
-            what: format!("missing {noun} {item:?}"),
-        });
+        found.push(Difference::new(kind, format!("missing {noun} {item:?}")));
     }
     for item in actual.difference(wanted) {
-        found.push(Difference {
-            kind,
-            what: format!("surplus {noun} {item:?}"),
-        });
+        found.push(Difference::new(kind, format!("surplus {noun} {item:?}")));
     }
 }
 
@@ -275,6 +283,7 @@ mod tests {
             (DriftKind::Foreign, |s| {
                 s.others.insert(Other {
                     kind: DriftKind::Foreign,
+                    cure: Cure::Human,
                     what: String::new(),
                 });
             }),

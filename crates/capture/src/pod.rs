@@ -1,6 +1,6 @@
 //! What one pod should look like to the kernel, and what it does look like. Leaves changing anything to [`crate::capture`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use redirect_common::{CgroupState, Kind, LOOPBACK_IFINDEX, Pod};
 use sys::Netns;
 use sys::bpf::{Attach, Target};
 
-use crate::diff::DriftKind;
+use crate::diff::{Cure, DriftKind};
 use crate::maps::{Entries, Maps, Tables, prefix};
 use crate::netlink::{Family, LocalAddress, Netlink, Route, Rule, Stray};
 use crate::pins::Pins;
@@ -73,8 +73,20 @@ pub struct State {
 pub struct Other {
     /// What it counts as.
     pub kind: DriftKind,
+    /// What mends it.
+    pub cure: Cure,
     /// What it is, for a human.
     pub what: String,
+}
+
+impl Other {
+    fn new(kind: DriftKind, what: String) -> Self {
+        Self {
+            kind,
+            cure: kind.cure(),
+            what,
+        }
+    }
 }
 
 /// What `pod` should look like, given its present addresses.
@@ -177,6 +189,8 @@ pub(crate) struct Sight<'a> {
     pub proc: &'a Path,
     /// The node's processes.
     pub processes: Processes<'a>,
+    /// Inodes of the namespaces of all enrolled pods.
+    pub enrolled: HashSet<u64>,
 }
 
 /// What the kernel says of a pod now.
@@ -207,14 +221,12 @@ pub(crate) fn actual(
     let (rules, routes) = (netlink.all_rules()?, netlink.all_routes()?);
     let strays = |kind, strays: &[Stray]| -> Vec<_> {
         let what = strays.iter().map(|stray| stray.text.clone());
-        what.map(|what| Other { kind, what }).collect()
+        what.map(|what| Other::new(kind, what)).collect()
     };
     let mut others: BTreeSet<_> = strays(DriftKind::Rule, &rules.strays).into_iter().collect();
     others.extend(strays(DriftKind::Route, &routes.strays));
-    others.extend(rules.foreign.into_iter().map(|what| Other {
-        kind: DriftKind::Foreign,
-        what,
-    }));
+    let foreign = rules.foreign.into_iter();
+    others.extend(foreign.map(|what| Other::new(DriftKind::Foreign, what)));
     others.extend(other_programs(netns, wanted.lookup));
     others.extend(elsewhere(sight, pod));
     Ok(State {
@@ -268,9 +280,9 @@ fn other_programs(netns: &Netns, ours: Option<u32>) -> Vec<Other> {
     let others = programs.unwrap_or_default().into_iter();
     others
         .filter(|program| Some(*program) != ours)
-        .map(|program| Other {
-            kind: DriftKind::Foreign,
-            what: format!("sk_lookup program {program} of another"),
+        .map(|program| {
+            let what = format!("sk_lookup program {program} of another");
+            Other::new(DriftKind::Foreign, what)
         })
         .collect()
 }
@@ -278,19 +290,21 @@ fn other_programs(netns: &Netns, ours: Option<u32>) -> Vec<Other> {
 /// The pod's processes, or the path to its namespace, are elsewhere.
 fn elsewhere(sight: &mut Sight<'_>, pod: &PodWanted) -> Vec<Other> {
     let mut found = Vec::new();
-    let mut other = |what| {
-        let kind = DriftKind::Netns;
-        found.push(Other { kind, what });
-    };
     let (id, path) = (pod.netns.id(), &pod.netns_path);
     // the file of a process says where that process is, whosever it is by now
     let of_process = path.starts_with(sight.proc) || path.starts_with("/proc");
     if let Some(meta) = fs::metadata(path).ok().filter(|_| !of_process)
         && meta.dev() == id.dev
         && meta.ino() != id.inode
+        // one that is enrolled already takes this one's place just now
+        && !sight.enrolled.contains(&meta.ino())
     {
         let path = path.display();
-        other(format!("{path} is another namespace than the one enrolled"));
+        found.push(Other {
+            kind: DriftKind::Netns,
+            cure: Cure::Sockets,
+            what: format!("{path} is another namespace than the one enrolled"),
+        });
     }
     if let Some(Elsewhere {
         count,
@@ -300,9 +314,10 @@ fn elsewhere(sight: &mut Sight<'_>, pod: &PodWanted) -> Vec<Other> {
     }) = sight.processes.elsewhere(&pod.cgroup, id)
     {
         let enrolled = id.inode;
-        other(format!(
+        let what = format!(
             "{count} of its processes are not in net:[{enrolled}] ({right} are): {pid} is in net:[{inode}]"
-        ));
+        );
+        found.push(Other::new(DriftKind::Netns, what));
     }
     found
 }

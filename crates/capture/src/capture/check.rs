@@ -21,21 +21,19 @@ pub struct Drift {
     pub uid: String,
     /// Which kind of thing.
     pub kind: DriftKind,
+    /// What mends it.
+    pub cure: Cure,
     /// What was found, for a human.
     pub what: String,
 }
 
 impl Drift {
-    /// What mends it.
-    pub fn cure(&self) -> Cure {
-        self.kind.cure()
-    }
-
     fn shared(kind: DriftKind, what: String) -> Self {
         Self {
             cookie: None,
             uid: String::new(),
             kind,
+            cure: kind.cure(),
             what,
         }
     }
@@ -69,12 +67,14 @@ impl Capture {
     }
 
     fn sight<'a>(&'a self, tables: Option<&'a Tables>) -> Sight<'a> {
+        let enrolled = self.pods.values();
         Sight {
             maps: &self.maps,
             tables,
             pins: &self.pins,
             proc: &self.config.host_proc,
             processes: Processes::new(&self.config.host_proc),
+            enrolled: enrolled.map(|entry| entry.pod.netns.inode()).collect(),
         }
     }
 
@@ -86,15 +86,14 @@ impl Capture {
         found: &mut Vec<Drift>,
     ) {
         let differences = self.compare(entry, sight).unwrap_or_else(|error| {
-            vec![Difference {
-                kind: DriftKind::Unreadable,
-                what: format!("cannot be read: {error}"),
-            }]
+            let what = format!("cannot be read: {error}");
+            vec![Difference::new(DriftKind::Unreadable, what)]
         });
         found.extend(differences.into_iter().map(|one| Drift {
             cookie: Some(cookie),
             uid: entry.pod.uid.clone(),
             kind: one.kind,
+            cure: one.cure,
             what: one.what,
         }));
     }
@@ -173,8 +172,6 @@ fn address_change(wanted: &State, former: &State) -> Option<Difference> {
         let words: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
         words.join(", ")
     };
-    Some(Difference {
-        kind: DriftKind::Address,
-        what: format!("{}; before: {}", list(&wanted.locals), list(&former.locals)),
-    })
+    let what = format!("{}; before: {}", list(&wanted.locals), list(&former.locals));
+    Some(Difference::new(DriftKind::Address, what))
 }

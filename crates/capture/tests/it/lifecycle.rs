@@ -226,7 +226,7 @@ fn drift_is_seen_and_mended() {
         damage();
         let found = capture.check();
         assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!((found[0].kind, found[0].cure()), (kind, Cure::Repair));
+        assert_eq!((found[0].kind, found[0].cure), (kind, Cure::Repair));
         capture.repair(&found[0]).unwrap();
         assert_eq!(capture.check(), []);
     }
@@ -237,7 +237,7 @@ fn drift_is_seen_and_mended() {
     drop(sockets.outbound);
     let found = capture.check();
     assert_eq!(
-        (found.len(), found[0].kind, found[0].cure()),
+        (found.len(), found[0].kind, found[0].cure),
         (1, DriftKind::Socket, Cure::Sockets)
     );
     assert_eq!(capture.repair(&found[0]).unwrap_err().step, Step::Sockets);
