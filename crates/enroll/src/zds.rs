@@ -1,12 +1,26 @@
 //! Pods of istio-cni's node agent: a client of its socket, over the protocol ZDS.
 //!
-//! Its rules are in `zds/book.rs`, the packets in `zds/packet.rs`. Starting and stopping is left to who takes the orders.
+//! Its rules are in `zds/book.rs`, the packets in `zds/packet.rs`, one connection in `zds/session.rs`; here is which comes
+//! after which. Starting and stopping is left to who takes the orders.
+
+mod backoff;
+mod book;
+pub mod laws;
+mod packet;
+mod place;
+mod session;
+mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::backoff::Backoff;
+use self::book::Book;
+use self::session::{End, Session};
+use self::wire::Wire;
 use crate::pod::PodSpec;
 
 /// What is to be done for the agent, one at a time.
@@ -83,12 +97,49 @@ pub struct Config {
     pub strict_exit: bool,
 }
 
-/// Follows the agent, for ever. Returns for a protocol error, when [`Config::strict_exit`] wants it.
+/// Pause after the first failed attempt; each further one takes twice the pause before.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Follows the agent, for ever; must run within a runtime that has I/O and time. Returns for a protocol error, when
+/// [`Config::strict_exit`] wants it.
 pub async fn run(
     config: Config,
     orders: mpsc::Sender<Order>,
     standing: watch::Sender<Standing>,
 ) -> ProtocolError {
-    let _ = (config, orders, standing);
-    std::future::pending().await
+    let mut book = Book::default();
+    // attempts that came to nothing, and connections that broke the protocol
+    let (mut attempts, mut faults) = (Backoff::new(PAUSE), Backoff::new(PAUSE));
+    loop {
+        let wire = match Wire::open(&config.path).await {
+            Ok(wire) => wire,
+            Err(error) => {
+                let pause = attempts.next();
+                tracing::warn!(path = %config.path.display(), %error, ?pause, "istio-cni cannot be reached, trying again");
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+        };
+        tracing::info!(path = %config.path.display(), "connected to istio-cni");
+        let mut session = Session::new(wire, &mut book, &orders, &standing);
+        let end = session.run().await;
+        let served = session.has_served();
+        standing.send_replace(Standing::default());
+        if let End::Protocol(error) = end {
+            tracing::error!(%error, "istio-cni broke the protocol");
+            if config.strict_exit {
+                return error;
+            }
+            tokio::time::sleep(faults.next()).await;
+            continue;
+        }
+        faults.reset();
+        tracing::info!(why = %end, "connection to istio-cni ended, connecting anew");
+        if served {
+            attempts.reset();
+        } else {
+            // an agent that talks nonsense, or hangs up, has its pace kept down
+            tokio::time::sleep(attempts.next()).await;
+        }
+    }
 }
