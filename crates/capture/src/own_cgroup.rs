@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use sys::cgroup;
 
@@ -92,7 +93,10 @@ pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
 
 /// Makes an empty cgroup below this process's own, to try things in; the next daemon sweeps it away if it stays.
 pub(crate) fn scratch() -> Result<PathBuf, CgroupError> {
-    let place = find_own()?.join(format!("{PREFIX}check-{}", std::process::id()));
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{PREFIX}check-{}-{count}", std::process::id());
+    let place = find_own()?.join(name);
     match fs::create_dir(&place) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
             Err(refused("make", &place, cause))

@@ -1,6 +1,5 @@
 //! The control plane: resolved, connected, trusted; the token; the clock that certificates are judged by; local sources.
 
-use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -10,7 +9,7 @@ use control::channel::{
     Config as Server, ConfigError, DialError, ReachError, Reached, Timing, reach,
 };
 
-use super::report::span;
+use super::report::{chain, span};
 use super::token;
 use crate::config::{Ca, Config, Local};
 use crate::mesh_file;
@@ -120,20 +119,6 @@ fn handshake_hint(cause: &io::Error) -> &'static str {
         }
         _ => "is that istiod's port for TLS (15012), and nothing between that ends TLS?",
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let told = cause.to_string();
-        if !text.contains(&told) {
-            text.push_str(": ");
-            text.push_str(&told);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn local(local: &Local) -> Finding {

@@ -61,7 +61,8 @@ fn ports(config: &Config, running: bool) -> Finding {
         )
         .collect();
     if taken.is_empty() {
-        return Finding::ok(NAME, "15000, 15020, 15021 or as set: free");
+        let free = ports.map(|(what, _, port)| format!("{what} {port}"));
+        return Finding::ok(NAME, format!("{}: free", free.join(", ")));
     }
     Finding::failed(
         NAME,

@@ -1,5 +1,6 @@
 //! How findings are written: lines for people, one JSON object for programs.
 
+use std::error::Error;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -123,6 +124,21 @@ fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
+}
+
+/// An error with those of its causes that say something new.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        if !text.contains(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// A length of time in one unit, rounded down: `3d`, `5h`, `2m`, `10s`.
