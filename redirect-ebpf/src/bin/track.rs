@@ -92,9 +92,11 @@ pub fn settled(ctx: SockOpsContext) -> u32 {
     let (mark, device) = (field!((*socket).mark), field!((*socket).bound_dev_if));
     // SAFETY: the socket is the context's and not null.
     let kept = unsafe { CAPTURED.find(socket.cast()) };
-    // SAFETY: the entry lives as long as the socket.
-    let former = kept.map(|kept| unsafe { *kept.as_ptr() });
-    let flag = former.map_or(0, |former| former.captured);
+    let (mut flag, mut own) = (0, 0);
+    if let Some(kept) = kept {
+        let former = kept.as_ptr();
+        (flag, own) = (field!((*former).captured), field!((*former).mark));
+    }
     let captured = || {
         // SAFETY: the program's context.
         let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -109,7 +111,6 @@ pub fn settled(ctx: SockOpsContext) -> u32 {
             }
         }
         Settled::Free => {
-            let mut own = former.map_or(0, |former| former.mark);
             // On failure the mark stays, and with it the guard.
             // SAFETY: pointer and length describe `own`.
             let result = unsafe {

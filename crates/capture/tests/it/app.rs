@@ -174,6 +174,10 @@ fn perform(
             *socket = Some(new);
             Ok(peer.as_socket().unwrap().to_string())
         }
+        ["close"] => {
+            *socket = None;
+            Ok("closed".into())
+        }
         ["query", target, text] => {
             let target: SocketAddr = target.parse().unwrap();
             let any: SocketAddr = if target.is_ipv4() {

@@ -218,7 +218,7 @@ fn drift_is_seen_and_mended() {
         (DriftKind::Program, &|| {
             std::fs::remove_file(world.pins.join("v2/link-connect4")).unwrap()
         }),
-        (DriftKind::Map, &|| {
+        (DriftKind::Address, &|| {
             drop(world.pod_ip("addr add 10.77.0.22/24 dev eth0"))
         }),
     ];

@@ -3,8 +3,11 @@
 //! The test process plays the daemon; applications are this same binary started again (see [`app`]), inside a pod's cgroup and namespace.
 
 mod app;
+mod guard;
+mod hold;
 mod inbound;
 mod kernel;
+mod kubelet;
 mod lifecycle;
 mod outbound;
 mod tamper;

@@ -11,10 +11,10 @@ use crate::world::{FAR4, World, accept, echo};
 const EPERM: &str = "error 1";
 
 /// Sees every TCP segment that reaches the outside.
-struct Tap(Socket);
+pub struct Tap(Socket);
 
 impl Tap {
-    fn new(world: &World) -> Self {
+    pub fn new(world: &World) -> Self {
         let open = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
         let socket = world.outside.run(open).unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -22,7 +22,7 @@ impl Tap {
     }
 
     /// Whether a segment came to port 80 of the far address.
-    fn saw_anything(&self) -> bool {
+    pub fn saw_anything(&self) -> bool {
         let mut seen = false;
         let mut packet = [0u8; 2048];
         while let Ok(len) = std::io::Read::read(&mut &self.0, &mut packet) {

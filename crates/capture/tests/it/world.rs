@@ -88,6 +88,10 @@ impl World {
         PathBuf::from(format!("/run/netns/{}p", self.name))
     }
 
+    pub fn outside_path(&self) -> PathBuf {
+        PathBuf::from(format!("/run/netns/{}o", self.name))
+    }
+
     pub fn config(&self) -> Config {
         Config {
             cgroup: self.cgroup.clone(),
@@ -200,17 +204,18 @@ impl Drop for World {
         }
         // Applications that a failed test left behind hold the cgroups.
         let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
-        until(|| {
-            let children = std::fs::read_dir(&self.cgroup)
-                .into_iter()
-                .flatten()
-                .flatten();
-            for child in children.filter(|entry| entry.path().is_dir()) {
-                let _ = std::fs::remove_dir(child.path());
-            }
-            std::fs::remove_dir(&self.cgroup).is_ok()
-        });
+        until(|| remove_tree(&self.cgroup).is_ok());
     }
+}
+
+/// Removes a cgroup with those below.
+fn remove_tree(cgroup: &Path) -> io::Result<()> {
+    for child in std::fs::read_dir(cgroup)?.flatten() {
+        if child.path().is_dir() {
+            remove_tree(&child.path())?;
+        }
+    }
+    std::fs::remove_dir(cgroup)
 }
 
 pub fn ip(arguments: &str) -> String {
