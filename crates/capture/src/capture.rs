@@ -21,6 +21,7 @@ use sys::bpf::Target;
 use sys::{Netns, NetnsId};
 use tracing::{info, warn};
 
+use crate::cgroups::living;
 use crate::error::{EnrollError, StartError, Step};
 use crate::kubelet::Kubelet;
 use crate::maps::{self, Maps};
@@ -112,7 +113,7 @@ impl Capture {
         let programs = programs::load_shared(&pins)?;
         let mut maps = Maps::open(&pins)?;
         let generation = maps.owner()? + 1;
-        maps.add_daemon(config.daemon_cgroup_id, generation)?;
+        maps.add_daemon(config.daemon_cgroup_id, generation, living)?;
         maps.set_exempt(&config.exempt_sources)?;
         let kubelet = Kubelet::new(programs.kubelet, &config);
         let kept = pins.maps().map_err(unusable)?;

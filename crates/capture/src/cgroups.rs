@@ -2,7 +2,7 @@
 //!
 //! The entries outlive the daemon, so an expected pod stays held. Leaves deciding who is expected, and for how long, to others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirEntryExt;
@@ -19,6 +19,8 @@ pub const HOLD_WINDOW_MAX: Duration = Duration::from_secs(3600);
 
 /// Cgroups looked at when a predecessor's are found again.
 const WALK_MAX: usize = 65_536;
+/// Levels of the whole hierarchy that are looked at.
+const HIERARCHY_DEPTH_MAX: u32 = 64;
 
 /// One cgroup that the kernel was told about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,9 +154,15 @@ impl Capture {
             level: level(&self.config.cgroup),
             padding: 0,
         })?;
-        self.cgroups = below(&self.config.cgroup);
+        let walk = walk(&self.config.cgroup, DEPTH_MAX);
         let known: Vec<u64> = self.maps.cgroups.keys().flatten().collect();
-        self.cgroups.retain(|id, _| known.contains(id));
+        for id in known {
+            match walk.found.get(&id) {
+                Some(path) => drop(self.cgroups.insert(id, path.clone())),
+                None if walk.complete => self.forget_cgroup(id),
+                None => {}
+            }
+        }
         Ok(())
     }
 
@@ -198,24 +206,51 @@ fn level(path: &Path) -> u32 {
     u32::try_from(depth).map_or(0, |depth| depth.min(LEVEL_MAX))
 }
 
-/// Ids and directories of the cgroups below `root`, as deep as the programs look.
-fn below(root: &Path) -> HashMap<u64, PathBuf> {
+/// Cgroups below some other, by id.
+struct Walk {
+    found: HashMap<u64, PathBuf>,
+    /// There are no more.
+    complete: bool,
+}
+
+/// Ids and directories of the cgroups below `root`, down to `depth`.
+fn walk(root: &Path, depth: u32) -> Walk {
     let mut found = HashMap::new();
     let mut level = vec![root.to_owned()];
-    for _ in 0..DEPTH_MAX {
+    for _ in 0..depth {
+        let entries = level.iter().filter_map(|dir| fs::read_dir(dir).ok());
         let mut next = Vec::new();
-        for entry in level
-            .iter()
-            .filter_map(|dir| fs::read_dir(dir).ok())
-            .flatten()
-            .flatten()
-        {
-            if found.len() < WALK_MAX && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                found.insert(entry.ino(), entry.path());
-                next.push(entry.path());
+        for entry in entries.flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
             }
+            if found.len() >= WALK_MAX {
+                return Walk {
+                    found,
+                    complete: false,
+                };
+            }
+            found.insert(entry.ino(), entry.path());
+            next.push(entry.path());
         }
         level = next;
     }
-    found
+    Walk {
+        found,
+        complete: true,
+    }
+}
+
+/// Ids of all cgroups that this process can see; none when there are too many to tell.
+pub(crate) fn living() -> Option<HashSet<u64>> {
+    let mut ids = HashSet::new();
+    for mount in sys::cgroup::mounts().ok()? {
+        let walk = walk(&mount.point, HIERARCHY_DEPTH_MAX);
+        if !walk.complete {
+            return None;
+        }
+        ids.extend(walk.found.into_keys());
+        ids.extend(sys::cgroup::id(&mount.point));
+    }
+    Some(ids)
 }

@@ -2,7 +2,7 @@
 
 mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::IpAddr;
 
@@ -101,21 +101,24 @@ impl Maps {
             .map_err(|error| failed(name::OWNER, &error))
     }
 
-    /// Exempts the processes of a daemon's cgroup; makes room by forgetting the oldest daemons.
-    pub fn add_daemon(&mut self, cgroup_id: u64, generation: u64) -> Result<(), StartError> {
-        let mut known: Vec<(u64, u64)> = self
-            .daemons
-            .iter()
-            .flatten()
-            .map(|(id, born)| (born, id))
-            .collect();
-        known.retain(|(_, id)| *id != cgroup_id);
-        known.sort_unstable();
-        let surplus = (known.len() + 1).saturating_sub(DAEMONS_MAX as usize);
-        for (_, id) in known.into_iter().take(surplus) {
-            self.daemons
-                .remove(&id)
-                .map_err(|error| failed(name::DAEMONS, &error))?;
+    /// Exempts the processes of a daemon's cgroup. When there is no room, forgets daemons whose cgroup is gone.
+    ///
+    /// - `living`: ids of all cgroups that there are, or none when they cannot be told; asked only when needed
+    ///
+    /// Errors: [`DAEMONS_MAX`] daemons are alive.
+    pub fn add_daemon(
+        &mut self,
+        cgroup_id: u64,
+        generation: u64,
+        living: impl FnOnce() -> Option<HashSet<u64>>,
+    ) -> Result<(), StartError> {
+        let known: Vec<u64> = self.daemons.keys().flatten().collect();
+        if known.len() >= DAEMONS_MAX as usize && !known.contains(&cgroup_id) {
+            let living = living().unwrap_or_else(|| known.iter().copied().collect());
+            for id in known.iter().filter(|id| !living.contains(id)) {
+                absent_is_fine(self.daemons.remove(id))
+                    .map_err(|error| failed(name::DAEMONS, &error))?;
+            }
         }
         self.daemons
             .insert(cgroup_id, generation, 0)

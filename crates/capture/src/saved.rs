@@ -83,8 +83,10 @@ pub(crate) fn netns_path(saved: &Saved) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(&saved.netns_path[..len]))
 }
 
-/// Opens the very namespace that was enrolled: by its path, else through any process in it. `None` when it is gone.
-pub(crate) fn reach(cookie: u64, saved: &Saved) -> Option<Netns> {
+/// Opens the very namespace that was enrolled: by its path, which may lead elsewhere by now, else through any process in it. `None` when it is gone.
+///
+/// - `proc`: a procfs that shows the processes of the node
+pub(crate) fn reach(cookie: u64, saved: &Saved, proc: &Path) -> Option<Netns> {
     let same = |path: &Path| {
         let meta = fs::metadata(path).ok()?;
         if (meta.dev(), meta.ino()) != (saved.dev, saved.inode) {
@@ -95,7 +97,7 @@ pub(crate) fn reach(cookie: u64, saved: &Saved) -> Option<Netns> {
             .filter(|netns| netns.cookie() == cookie)
     };
     same(&netns_path(saved)).or_else(|| {
-        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let processes = fs::read_dir(proc).ok()?.flatten();
         processes
             .filter_map(|entry| same(&entry.path().join("ns/net")))
             .next()

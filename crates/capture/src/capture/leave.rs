@@ -83,10 +83,12 @@ impl Capture {
         let netns = entry.map(|entry| entry.pod.netns).or(held).or_else(|| {
             let reached = record
                 .as_ref()
-                .and_then(|record| saved::reach(cookie, record));
+                .and_then(|record| saved::reach(cookie, record, &self.config.host_proc));
             reached.map(Arc::new)
         });
-        match self.undo(cookie, netns.as_deref(), record.as_ref()) {
+        let failure = self.undo(cookie, netns.as_deref(), record.as_ref());
+        self.sweep_cgroups();
+        match failure {
             None => {
                 debug!(pod = %uid, cookie, alive = netns.is_some(), "pod released");
                 Ok(())
@@ -206,7 +208,7 @@ pub fn release_pinned(base: &Path, host_proc: &Path) -> Result<Released, StartEr
     maps.set_owner(generation)?;
     let known: Vec<_> = maps.saved.iter().flatten().collect();
     for (cookie, record) in known {
-        let netns = saved::reach(cookie, &record);
+        let netns = saved::reach(cookie, &record, host_proc);
         match undo(
             &mut maps,
             &pins,

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{Capture, Drift, Enrolled, apply_routes, apply_rules, at};
+use crate::cgroups::living;
 use crate::diff::{Cure, DriftKind};
 use crate::error::{EnrollError, Step};
 use crate::netlink::Netlink;
@@ -89,7 +90,7 @@ impl Capture {
                     kept.pin(&self.pins).map_err(at(Step::Maps))?;
                 }
                 self.maps
-                    .add_daemon(self.config.daemon_cgroup_id, self.generation)
+                    .add_daemon(self.config.daemon_cgroup_id, self.generation, living)
                     .and_then(|()| self.maps.set_exempt(&self.config.exempt_sources))
                     .map_err(failed(Step::Maps))?;
                 self.prepare_cgroups().map_err(at(Step::Cgroup))
