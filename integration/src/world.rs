@@ -269,7 +269,7 @@ impl Node {
     /// Makes a namespace behind this node, with `eth0`, its addresses and routes.
     ///
     /// Errors: of `ip`.
-    pub(crate) fn attach(&self, netns_name: &str, host: u8) -> Result<()> {
+    pub fn attach(&self, netns_name: &str, host: u8) -> Result<()> {
         let port = format!("p{host}");
         netns::make(netns_name)?;
         let (mine, theirs) = (&self.netns_name, netns_name);

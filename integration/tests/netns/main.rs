@@ -9,6 +9,7 @@ mod apiserver;
 mod bad_input;
 mod bad_peers;
 mod capture;
+mod check;
 mod control_plane;
 mod endpoints;
 mod fail_closed;
