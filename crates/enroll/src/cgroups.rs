@@ -54,8 +54,15 @@ const UID_BYTES_SURE: usize = 32;
 ///
 /// - `root`: the cgroup v2 root, or any directory on the way down to the pods
 pub fn scan(root: &Path) -> Vec<PodCgroup> {
-    let found = tree::walk(root, &mut |_| {});
-    found.into_iter().map(|(cgroup, _)| cgroup).collect()
+    scan_inodes(root)
+        .into_iter()
+        .map(|(cgroup, _)| cgroup)
+        .collect()
+}
+
+/// The same with inodes.
+pub(crate) fn scan_inodes(root: &Path) -> Vec<(PodCgroup, u64)> {
+    tree::walk(root, &mut |_| {})
 }
 
 /// Follows the directories below `root`. What is there already is told first, as [`CgroupEvent::Appeared`]; what comes later within a

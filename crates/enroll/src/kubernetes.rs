@@ -2,17 +2,53 @@
 //!
 //! Capture and listeners are left to others; what became of a pod comes back through the [`Reporter`], which writes it onto the pod.
 
+mod api;
+mod desk;
+mod faults;
+mod follow;
+mod look;
+mod permissions;
+mod source;
+mod state;
+mod writer;
+
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use http::HeaderValue;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use tokio::sync::{Notify, mpsc};
 
+pub use self::permissions::{Allowed, AskError, PERMISSIONS, Permission, permissions};
+
+use self::desk::Desk;
+use self::faults::Faults;
+use self::follow::What;
+use self::source::Source;
+use self::state::State;
+use crate::place::Finder;
 use crate::pod::PodEvent;
 use crate::rules::Rules;
 
 /// Annotation that tells istiod and people whether a pod is captured.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+/// Changes of one resource that wait for the source.
+const INPUTS_MAX: usize = 256;
+/// Longest wait for a connection to the API server.
+const CONNECT: Duration = Duration::from_secs(10);
+const PODS: What = What {
+    list: "list pods",
+    watch: "watch pods",
+};
+const NAMESPACES: What = What {
+    list: "list namespaces",
+    watch: "watch namespaces",
+};
 
 /// What the source needs to know.
 #[derive(Debug, Clone)]
@@ -74,19 +110,45 @@ pub struct Standing {
     pub faults: Vec<String>,
 }
 
+/// What source, writer and reporter share.
+pub(crate) struct Shared {
+    desk: Mutex<Desk>,
+    notify: Notify,
+    faults: Faults,
+    synced: AtomicBool,
+}
+
+impl Shared {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Writes onto pods what became of them: the annotation [`REDIRECTION`] and Events.
-#[derive(Debug, Clone)]
-pub struct Reporter {}
+#[derive(Clone)]
+pub struct Reporter {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").finish_non_exhaustive()
+    }
+}
 
 impl Reporter {
     /// What became of a pod; the latest word counts. Never blocks.
     pub fn report(&self, uid: &Arc<str>, report: Report) {
-        let _ = (uid, report);
+        self.shared.desk().report(uid, report, Instant::now());
+        self.shared.notify.notify_one();
     }
 
     /// How it stands with the API server.
     pub fn standing(&self) -> Standing {
-        Standing::default()
+        Standing {
+            synced: self.shared.synced.load(Ordering::Relaxed),
+            faults: self.shared.faults.texts(),
+        }
     }
 }
 
@@ -98,6 +160,73 @@ pub async fn start(
     config: Config,
     events: mpsc::Sender<PodEvent>,
 ) -> Result<(Reporter, impl Future<Output = ()> + Send + 'static), Error> {
-    let _ = config;
-    Ok((Reporter {}, async move { events.closed().await }))
+    let finder = Finder::new(&config.host_proc).map_err(|cause| Error::Proc {
+        path: config.host_proc.display().to_string(),
+        cause,
+    })?;
+    let client = client(&config).await?;
+    let shared = Arc::new(Shared {
+        desk: Mutex::new(Desk::new(Instant::now())),
+        notify: Notify::new(),
+        faults: Faults::default(),
+        synced: AtomicBool::new(false),
+    });
+    let reporter = Reporter {
+        shared: shared.clone(),
+    };
+    let (pods, pods_in) = mpsc::channel(INPUTS_MAX);
+    let (namespaces, namespaces_in) = mpsc::channel(INPUTS_MAX);
+    let source = Source {
+        state: State::new(config.rules),
+        finder: Arc::new(finder),
+        cgroup_root: config.cgroup_root,
+        shared: shared.clone(),
+        events,
+        pods: pods_in,
+        namespaces: namespaces_in,
+    };
+    let run = async move {
+        let fields = format!("spec.nodeName={}", config.node_name);
+        let faults = &shared.faults;
+        let pods = follow::follow(
+            Api::all(client.clone()),
+            &fields,
+            PODS,
+            faults.clone(),
+            pods,
+        );
+        let spaces = follow::follow(
+            Api::all(client.clone()),
+            "",
+            NAMESPACES,
+            faults.clone(),
+            namespaces,
+        );
+        let write = writer::write(client, shared.clone(), config.node_name);
+        tokio::select! {
+            () = source.run() => {}
+            // these go on for ever
+            ((), (), ()) = async { tokio::join!(pods, spaces, write) } => {}
+        }
+    };
+    Ok((reporter, run))
+}
+
+async fn client(config: &Config) -> Result<Client, Error> {
+    let settings = |error: &dyn std::error::Error| Error::Settings(error.to_string());
+    let mut kube = match &config.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|error| settings(&error))?;
+            let options = KubeConfigOptions::default();
+            kube::Config::from_custom_kubeconfig(file, &options)
+                .await
+                .map_err(|error| settings(&error))?
+        }
+        None => kube::Config::incluster().map_err(|error| settings(&error))?,
+    };
+    kube.connect_timeout = Some(CONNECT);
+    let agent = format!("ztunnel/{}", config.version);
+    let agent = HeaderValue::try_from(agent).map_err(|error| settings(&error))?;
+    kube.headers.push((http::header::USER_AGENT, agent));
+    Client::try_from(kube).map_err(|error| Error::Client(Box::new(error)))
 }

@@ -24,6 +24,17 @@ pub const EXCLUDE_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 /// Written by the sidecar injector: the pod has a proxy of its own.
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 
+/// Labels that a decision reads; sources need not keep others.
+pub const LABELS_READ: [&str; 2] = [MODE_LABEL, "app"];
+/// Annotations that a decision reads; sources need not keep others.
+pub const ANNOTATIONS_READ: [&str; 5] = [
+    DNS_CAPTURE,
+    BYPASS_INBOUND,
+    EXCLUDE_CIDRS,
+    EXCLUDE_PORTS,
+    SIDECAR_STATUS,
+];
+
 /// Most entries of one exclusion list; what follows is captured.
 const EXCLUSIONS_MAX: usize = 64;
 /// Longest value shown in a warning, in characters.
