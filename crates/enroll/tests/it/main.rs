@@ -1,7 +1,8 @@
-//! Real files, real kernel events.
+//! Real files, real sockets, real kernel events.
 
 mod source;
 mod watch;
+mod zds;
 
 use std::future::Future;
 use std::time::Duration;
