@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::netns;
 use crate::pod::Pod;
 use crate::world::Node;
 
@@ -57,14 +56,14 @@ const FAMILIES: [Family; 2] = [
         loopback: "127.0.0.1/32",
         any: "0.0.0.0/0",
         probe: PROBE_V4,
-        ip: "",
+        ip: "-4",
     },
     Family {
         restore: "ip6tables-restore",
         loopback: "::1/128",
         any: "::/0",
         probe: PROBE_V6,
-        ip: "-6 ",
+        ip: "-6",
     },
 ];
 
@@ -82,14 +81,7 @@ impl Rules {
     pub fn install_in(&self, netns: &Path, netns_name: &str) -> Result<()> {
         for family in &FAMILIES {
             restore(netns, family.restore, &self.tables(family))?;
-            ip(
-                family,
-                netns_name,
-                &[
-                    format!("rule add fwmark {CONNECTION} pref 32764 lookup 100"),
-                    format!("route add local {} dev lo table 100", family.any),
-                ],
-            )?;
+            routing(family, netns_name, "add")?;
         }
         Ok(())
     }
@@ -105,14 +97,7 @@ impl Rules {
             }
             let text: String = tables.iter().map(|table| unmade(table)).collect();
             restore(&pod.netns, family.restore, &text)?;
-            ip(
-                family,
-                &pod.netns_name,
-                &[
-                    format!("rule del fwmark {CONNECTION} pref 32764 lookup 100"),
-                    format!("route del local {} dev lo table 100", family.any),
-                ],
-            )?;
+            routing(family, &pod.netns_name, "del")?;
         }
         Ok(())
     }
@@ -230,12 +215,24 @@ fn unmade(name: &str) -> String {
     )
 }
 
-fn ip(family: &Family, netns_name: &str, lines: &[String]) -> Result<()> {
-    let lines: Vec<_> = lines
-        .iter()
-        .map(|line| format!("{}{line}", family.ip))
-        .collect();
-    netns::ip(Some(netns_name), &lines)
+/// The way back over loopback.
+fn routing(family: &Family, netns_name: &str, verb: &str) -> Result<()> {
+    let lines = [
+        format!("rule {verb} fwmark {CONNECTION} pref 32764 lookup 100"),
+        format!("route {verb} local {} dev lo table 100", family.any),
+    ];
+    for line in lines {
+        let out = Command::new("ip")
+            .args([family.ip, "-n", netns_name])
+            .args(line.split(' '))
+            .output()
+            .context("run ip")?;
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+            bail!("ip {} {line}: {said}", family.ip);
+        }
+    }
+    Ok(())
 }
 
 /// Runs the tool inside the namespace; what is there already stays.

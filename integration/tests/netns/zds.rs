@@ -3,6 +3,7 @@
 mod agent;
 mod changes;
 mod errors;
+mod ground;
 mod mixed;
 mod pending;
 mod rows;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use integration::cni::{self, PROBE_V4, PROBE_V6, Rules};
-use integration::{AccessLine, Layout, Pod, PodPlan, Policy, netns};
+use integration::{AccessLine, Layout, Node, Pod, PodPlan, Policy, netns};
 use serde_json::Value;
 
 use super::Cni;
@@ -115,10 +115,10 @@ fn plaintext_comes_in_through_the_policies() -> Result<()> {
     Ok(())
 }
 
-/// A text echoed to a process of the node itself.
-fn probe(cni: &Cni, to: SocketAddr) -> Result<String> {
+/// What a server answers to a process of the node itself.
+pub(super) fn probe(node: &Node, to: SocketAddr) -> Result<String> {
     use std::io::{Read, Write};
-    let answer = netns::inside(&cni.world.node(1).netns, || -> std::io::Result<String> {
+    let answer = netns::inside(&node.netns, || -> std::io::Result<String> {
         let mut stream = std::net::TcpStream::connect_timeout(&to, SOON)?;
         stream.set_read_timeout(Some(SOON))?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
@@ -136,14 +136,14 @@ fn probes_of_the_node_reach_the_application_under_strict() -> Result<()> {
     let _http = server.serve(&["http"])?;
     strict(&cni)?;
     // without the rule on the node it is plaintext like any other
-    let refused = probe(&cni, server.at(8080));
+    let refused = probe(cni.world.node(1), server.at(8080));
     assert!(!refused.is_ok_and(|answer| answer.contains("200 OK")));
     cni::snat_probes(cni.world.node(1), server)?;
     for (to, source) in [
         (server.at(8080), PROBE_V4.to_owned()),
         (server.at6(8080), format!("[{PROBE_V6}]")),
     ] {
-        let answer = probe(&cni, to)?;
+        let answer = probe(cni.world.node(1), to)?;
         let peer = format!("\"peer\":\"{source}:");
         assert!(answer.contains(&peer), "{to}: {answer}");
     }
