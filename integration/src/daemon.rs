@@ -85,6 +85,18 @@ impl Daemon {
     ///
     /// Errors: as there.
     pub fn launch_in(node: &Node, env: Vec<(String, String)>, home: Option<&Path>) -> Result<Self> {
+        Self::launch_through(node, env, home, &[])
+    }
+
+    /// [`Daemon::launch_in`], started by another program, which gets the daemon's path as its last argument.
+    ///
+    /// Errors: as there.
+    pub fn launch_through(
+        node: &Node,
+        env: Vec<(String, String)>,
+        home: Option<&Path>,
+        launcher: &[PathBuf],
+    ) -> Result<Self> {
         let binary = place::binary("ztunnel")?;
         let host = node.next_daemon();
         let name = format!("ztunnel-{host}");
@@ -95,7 +107,14 @@ impl Daemon {
         cgroup::make(&cgroup)?;
         let log = node.dir.join(format!("{}-{name}.log", node.name));
         let file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
-        let mut command = program(node, &cgroup, &netns, &binary);
+        let mut command = match launcher {
+            [] => program(node, &cgroup, &netns, &binary),
+            [first, rest @ ..] => {
+                let mut command = pod::enter(&cgroup, &netns, first);
+                command.args(rest).arg(&binary);
+                command
+            }
+        };
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -419,8 +438,8 @@ fn program(node: &Node, cgroup: &Path, netns: &Path, binary: &Path) -> Command {
     command
 }
 
-/// The variables a daemon gets.
-fn settings(node: &Node, env: &[(String, String)]) -> Vec<(String, String)> {
+/// The variables a daemon gets: those of its node, then `env`; an empty value removes one.
+pub fn settings(node: &Node, env: &[(String, String)]) -> Vec<(String, String)> {
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let mut all = vec![
         ("XDS_ADDRESS".to_owned(), String::new()),

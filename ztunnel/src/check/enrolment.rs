@@ -5,11 +5,14 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capture::probe::Finding;
 use enroll::file::{Enrolment, parse};
+use enroll::kubernetes::{self, AskError, Permission};
 use enroll::{PodSpec, Sighting};
 
+use super::report::chain;
 use crate::config::{Config, Enroll, Redirect};
 
 /// Problems that are listed; more are counted.
@@ -17,12 +20,71 @@ const LISTED_MAX: usize = 8;
 /// Largest enrolment file that is read; a larger one is refused by the daemon as well.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// Most time for the API server's answers.
+const API_MAX: Duration = Duration::from_secs(8);
+const UNREACHED: &str =
+    "is the API server reachable from this node (KUBERNETES_SERVICE_HOST, KUBECONFIG)?";
+
 /// All of it.
 pub async fn findings(config: &Config) -> Vec<Finding> {
     match &config.enroll {
         Enroll::Zds { socket, .. } => vec![zds(socket)],
         Enroll::File(path) => file(config, path),
-        Enroll::Kubernetes { .. } => Vec::new(),
+        Enroll::Kubernetes { node } => kubernetes(config, node).await,
+    }
+}
+
+async fn kubernetes(config: &Config, node: &str) -> Vec<Finding> {
+    const NAME: &str = "Kubernetes API";
+    const RIGHTS: &str = "permissions";
+    let settings = kubernetes::Config {
+        node_name: node.to_owned(),
+        host_proc: config.capture.host_proc.clone(),
+        // for the places of pods, which are not asked for here
+        cgroup_root: Default::default(),
+        rules: crate::run::rules(config),
+        kubeconfig: config.kubeconfig.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let asked = match tokio::time::timeout(API_MAX, kubernetes::permissions(&settings)).await {
+        Ok(Ok(asked)) => asked,
+        Ok(Err(error)) => return vec![Finding::failed(NAME, chain(&error), api_hint(&error))],
+        Err(_) => {
+            let detail = format!("no answer within {API_MAX:?}");
+            return vec![Finding::failed(NAME, detail, UNREACHED)];
+        }
+    };
+    let words = |denied: &[Permission]| -> String {
+        let words: Vec<String> = denied
+            .iter()
+            .map(|denied| format!("{} {}", denied.verb, denied.resource))
+            .collect();
+        words.join(", ")
+    };
+    let hint =
+        "the ClusterRole of the chart gives them: is it there, and bound to this service account?";
+    let rights = if asked.denied.is_empty() {
+        Finding::ok(RIGHTS, words(&kubernetes::PERMISSIONS))
+    } else if asked.denied.iter().any(|denied| denied.essential) {
+        Finding::failed(RIGHTS, format!("missing: {}", words(&asked.denied)), hint)
+    } else {
+        Finding::warning(RIGHTS, format!("missing: {}", words(&asked.denied)), hint)
+    };
+    vec![
+        Finding::ok(NAME, format!("{}, node {node}", asked.version)),
+        rights,
+    ]
+}
+
+fn api_hint(error: &AskError) -> &'static str {
+    match error {
+        AskError::Settings(_) => {
+            "in a pod the service account has to be mounted (automountServiceAccountToken); elsewhere set KUBECONFIG"
+        }
+        error if error.is_refusal() => {
+            "is the service account's token mounted and fresh, or the kubeconfig's user valid?"
+        }
+        AskError::Answer { .. } => UNREACHED,
     }
 }
 

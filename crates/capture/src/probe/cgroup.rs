@@ -6,21 +6,14 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use sys::bpf::Target;
 use sys::bpf::probe::{ALLOW_MULTI, ALLOW_OVERRIDE, Attached, links, program_name, query};
+use sys::bpf::{Attach, Target};
 
 use super::Finding;
 use crate::own_cgroup::{self, find_own, is_below};
+use crate::programs::CGROUP_PROGRAMS;
 
-/// Where capture attaches, by number of the attach type.
-const PLACES: [(u32, &str); 5] = [
-    (0, "ingress"),
-    (1, "egress"),
-    (10, "connect4"),
-    (11, "connect6"),
-    (22, "setsockopt"),
-];
-const SK_LOOKUP: u32 = 36;
+const SK_LOOKUP: u32 = Attach::SkLookup as u32;
 /// First parts of the names of pins that are links.
 const LINK_PINS: [&str; 2] = ["link-", "lookup-"];
 
@@ -112,7 +105,8 @@ fn separable(capture: &Path) -> Finding {
 pub fn others_at_cgroup(capture: &Path, pins: &Path) -> Vec<Finding> {
     let ours = pinned_programs(pins);
     let (mut shut, mut replaced, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-    for (attach, place) in PLACES {
+    for (_, _, attach) in CGROUP_PROGRAMS {
+        let place = word(attach);
         let mut settled = false;
         for (depth, cgroup) in ancestors(capture).into_iter().enumerate() {
             let attached = match attached(&cgroup, attach) {
@@ -234,9 +228,22 @@ fn named(id: u32) -> String {
     }
 }
 
-fn attached(cgroup: &Path, attach: u32) -> io::Result<Attached> {
+/// As bpftool writes it.
+fn word(attach: Attach) -> &'static str {
+    match attach {
+        Attach::CgroupIngress => "ingress",
+        Attach::CgroupEgress => "egress",
+        Attach::SockOps => "sock_ops",
+        Attach::Connect4 => "connect4",
+        Attach::Connect6 => "connect6",
+        Attach::Setsockopt => "setsockopt",
+        Attach::SkLookup => "sk_lookup",
+    }
+}
+
+fn attached(cgroup: &Path, attach: Attach) -> io::Result<Attached> {
     let target = File::open(cgroup)?;
-    match query(target.as_fd(), attach) {
+    match query(target.as_fd(), attach as u32) {
         // a kernel without this place has nobody there
         Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(Attached::default()),
         other => other,

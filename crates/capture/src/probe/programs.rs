@@ -29,14 +29,13 @@ const GET_NETNS_COOKIE: i32 = 122;
 const GET_CURRENT_ANCESTOR_CGROUP_ID: i32 = 123;
 const SK_ASSIGN: i32 = 124;
 const KTIME_GET_NS: i32 = 5;
+const SKB_LOAD_BYTES: i32 = 26;
+const SOCK_OPS_CB_FLAGS_SET: i32 = 59;
 
 const SOL_SOCKET: i32 = nix::libc::SOL_SOCKET;
 const SO_MARK: i32 = nix::libc::SO_MARK;
 /// `BPF_SK_LOOKUP_F_NO_REUSEPORT`.
 const NO_REUSEPORT: i32 = 2;
-/// `enum bpf_attach_type` of what [`Attach`] does not name.
-const CGROUP_INGRESS: u32 = 0;
-const SOCK_OPS: u32 = 3;
 
 /// Offsets in the programs' contexts (`struct bpf_sock_addr`, `__sk_buff`, `bpf_sockopt`, `bpf_sk_lookup`, `bpf_sock_ops`).
 const SOCK_ADDR_SK: i16 = 64;
@@ -44,6 +43,7 @@ const SKB_SK: i16 = 168;
 const SOCKOPT_SK: i16 = 0;
 const SK_LOOKUP_INGRESS_IFINDEX: i16 = 64;
 const SOCK_OPS_LOCAL_PORT: i16 = 68;
+const SOCK_OPS_SK: i16 = 184;
 
 /// What to do when the kernel lacks something.
 const UPGRADE: &str = "kernel programs need Linux 5.17 or later with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and CAP_NET_ADMIN with CAP_SYS_ADMIN; without them CAPTURE=external with istio-cni works";
@@ -78,20 +78,24 @@ pub fn loads() -> Vec<Finding> {
         ),
         kind(
             "cgroup egress program",
-            "cgroup ids of packets, socket storage",
-            packets(&storage, Attach::CgroupEgress as u32),
+            "cgroup ids and bytes of packets, socket storage",
+            packets(&storage, Attach::CgroupEgress),
         ),
         kind(
             "cgroup ingress program",
-            "cgroup ids of packets, socket storage",
-            packets(&storage, CGROUP_INGRESS),
+            "cgroup ids and bytes of packets, socket storage",
+            packets(&storage, Attach::CgroupIngress),
         ),
         kind(
             "cgroup setsockopt program",
             "socket storage",
             setsockopt(&storage),
         ),
-        kind("sockops program", "ports, clock, map updates", sockops()),
+        kind(
+            "sockops program",
+            "SO_MARK, namespace cookie, ports, clock, socket storage",
+            sockops(&storage),
+        ),
         kind(
             "sk_lookup program",
             "device of arrival, choice of the socket",
@@ -149,7 +153,7 @@ fn connect(storage: &OwnedFd) -> Result<(), Rejected> {
     load(Kind::CgroupSockAddr, Attach::Connect6 as u32, &program).map(drop)
 }
 
-fn packets(storage: &OwnedFd, attach: u32) -> Result<(), Rejected> {
+fn packets(storage: &OwnedFd, attach: Attach) -> Result<(), Rejected> {
     let found = storage_get(storage, 0);
     let mut program = vec![
         copy(R::R6, R::R1),
@@ -157,6 +161,13 @@ fn packets(storage: &OwnedFd, attach: u32) -> Result<(), Rejected> {
         copy(R::R1, R::R6),
         set(R::R2, 1),
         call(SKB_ANCESTOR_CGROUP_ID),
+        clear(-8),
+        copy(R::R1, R::R6),
+        set(R::R2, 0),
+        copy(R::R3, R::R10),
+        add(R::R3, -8),
+        set(R::R4, 8),
+        call(SKB_LOAD_BYTES),
         read64(R::R1, R::R6, SKB_SK),
         skip_if_zero(R::R1, found.len() as i16 + 3),
         call(SK_FULLSOCK),
@@ -165,7 +176,7 @@ fn packets(storage: &OwnedFd, attach: u32) -> Result<(), Rejected> {
     ];
     program.extend(found);
     program.extend(PASS);
-    load(Kind::CgroupSkb, attach, &program).map(drop)
+    load(Kind::CgroupSkb, attach as u32, &program).map(drop)
 }
 
 fn setsockopt(storage: &OwnedFd) -> Result<(), Rejected> {
@@ -175,21 +186,37 @@ fn setsockopt(storage: &OwnedFd) -> Result<(), Rejected> {
     load(Kind::CgroupSockopt, Attach::Setsockopt as u32, &program).map(drop)
 }
 
-fn sockops() -> Result<(), Rejected> {
+fn sockops(storage: &OwnedFd) -> Result<(), Rejected> {
     let table = hash().map_err(unmade)?;
     let mut program = vec![
         copy(R::R6, R::R1),
         call(KTIME_GET_NS),
+        copy(R::R1, R::R6),
+        call(GET_NETNS_COOKIE),
+        copy(R::R1, R::R6),
+        set(R::R2, 0),
+        call(SOCK_OPS_CB_FLAGS_SET),
         read32(R::R2, R::R6, SOCK_OPS_LOCAL_PORT),
         clear(-8),
         clear(-16),
+        copy(R::R1, R::R6),
+        set(R::R2, SOL_SOCKET),
+        set(R::R3, SO_MARK),
+        copy(R::R4, R::R10),
+        add(R::R4, -8),
+        set(R::R5, 4),
+        call(SETSOCKOPT),
     ];
     program.extend(map(R::R1, table.as_raw_fd()));
     program.extend(stack(R::R2, -8));
     program.extend(stack(R::R3, -16));
     program.extend([set(R::R4, 0), call(MAP_UPDATE_ELEM)]);
+    let found = storage_get(storage, 0);
+    program.push(read64(R::R2, R::R6, SOCK_OPS_SK));
+    program.push(skip_if_zero(R::R2, found.len() as i16));
+    program.extend(found);
     program.extend(PASS);
-    load(Kind::SockOps, SOCK_OPS, &program).map(drop)
+    load(Kind::SockOps, Attach::SockOps as u32, &program).map(drop)
 }
 
 fn sk_lookup() -> Result<(), Rejected> {
