@@ -69,6 +69,8 @@ struct Place {
     since: Instant,
     state: Option<State>,
     expired: bool,
+    /// its coming and going is told
+    followed: bool,
 }
 
 /// What is known of the node's pods and their cgroups.
@@ -92,6 +94,7 @@ impl Holder {
     pub fn found(&mut self, cgroup: &Path, uid: Option<Str>, now: Instant) -> Option<Step> {
         self.see(cgroup, uid, now);
         let place = self.places.get_mut(cgroup)?;
+        place.followed = true;
         if place.state.is_none() {
             place.state = Some(State::Free);
         }
@@ -106,6 +109,7 @@ impl Holder {
     /// A cgroup is there now.
     pub fn appeared(&mut self, cgroup: &Path, uid: Option<Str>, now: Instant) -> Option<Step> {
         self.see(cgroup, uid, now);
+        self.places.get_mut(cgroup)?.followed = true;
         self.settle(cgroup, now)
     }
 
@@ -118,6 +122,7 @@ impl Holder {
             since: now,
             state: None,
             expired: false,
+            followed: false,
         });
         if uid.is_some() {
             place.uid = uid;
@@ -168,14 +173,25 @@ impl Holder {
             .collect()
     }
 
-    /// A pod is no longer known; its cgroup goes by itself, and must not be held when it does not.
-    pub fn forget(&mut self, uid: &str) {
+    /// A pod is no longer known. Its cgroup goes by itself where that is told; else it is no longer held.
+    pub fn forget(&mut self, uid: &Str) -> Vec<Step> {
         self.pods.remove(uid);
-        for place in self.places.values_mut() {
-            if place.uid.as_deref() == Some(uid) {
+        let mut steps = Vec::new();
+        for cgroup in self.of(uid) {
+            let Some(place) = self.places.get_mut(&cgroup) else {
+                continue;
+            };
+            let held = matches!(place.state, Some(State::Held | State::Denied));
+            if place.followed {
                 place.state = place.state.filter(|state| *state != State::Held);
+                continue;
             }
+            if held {
+                steps.push(self.step(&cgroup, Some(State::Free), false));
+            }
+            self.places.remove(&cgroup);
         }
+        steps
     }
 
     /// What time has changed.
@@ -370,6 +386,21 @@ mod tests {
         let gone = holder.gone(place).expect("it was there");
         assert_eq!((gone.state, holder.held().len()), (None, 0));
         assert_eq!(holder.gone(place), None);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_held_no_longer() {
+        let (mut holder, now) = (holder(HoldPolicy::Deny), Instant::now());
+        let place = Path::new("/cg/a");
+        for (want, left) in [
+            (Want::Enrolment, vec![Some(State::Free)]),
+            (Want::Nothing, vec![]),
+            (Want::Freedom, vec![]),
+        ] {
+            holder.know(&"a".into(), want, Some(place), now);
+            assert_eq!(states(holder.forget(&"a".into())), left);
+            assert_eq!((holder.held(), holder.next()), (vec![], None));
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
+use crate::check;
 use crate::config::{self, Config, Enroll, Local, LogFormat, Redirect, World};
 use crate::control_plane;
 use crate::crl_file;
@@ -132,6 +133,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         return Ok(());
     }
     ready.done(STATE_TASK);
+    check::at_start(&config).context("this machine lacks something")?;
     // last of what can fail: from here on a predecessor that still runs has let go
     let (redirection, cgroup) = redirection(&config)?;
     meters::register(&shared.registry, &shared, &shards, &fault)?;

@@ -10,6 +10,7 @@ use capture::{Capture, CgroupState};
 use enroll::Sighting;
 use enroll::cgroups::{CgroupEvent, Kind, PodCgroup};
 use enroll::rules::Why;
+use mesh::Str;
 use telemetry::metrics::Counters;
 use tokio::time::sleep_until;
 
@@ -104,10 +105,10 @@ impl Keeper {
     }
 
     /// A pod is gone.
-    pub fn forget(&mut self, uid: &str) {
-        if let Some(inner) = &mut self.0 {
-            inner.holder.forget(uid);
-        }
+    pub fn forget(&mut self, uid: &Str) {
+        let Some(inner) = &mut self.0 else { return };
+        let steps = inner.holder.forget(uid);
+        inner.carry_out(steps);
     }
 
     /// What time has changed; and a sign of life.
