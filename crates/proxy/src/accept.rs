@@ -96,7 +96,8 @@ pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners, doo
         (Kind::Plaintext, plaintext),
     ];
     let resolvers = dns_tcp.into_iter().map(|l| (Kind::Outbound, l));
-    for ((kind, listener), door) in listeners.into_iter().chain(resolvers).zip(doors) {
+    let mut doors = doors.into_iter();
+    for ((kind, listener), door) in listeners.into_iter().chain(resolvers).zip(&mut doors) {
         let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
         tokio::task::spawn_local(async move {
             if let Err(error) = listen(&shard, &pod, kind, listener).await {
@@ -105,8 +106,12 @@ pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners, doo
             drop(door);
         });
     }
-    for port in dns {
-        tokio::task::spawn_local(dns::serve(Arc::clone(&shard.shared), Arc::clone(pod), port));
+    for (port, door) in dns.into_iter().zip(doors) {
+        let (shared, pod) = (Arc::clone(&shard.shared), Arc::clone(pod));
+        tokio::task::spawn_local(async move {
+            dns::serve(shared, pod, port).await;
+            drop(door);
+        });
     }
 }
 

@@ -4,12 +4,13 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::Shared;
 use crate::accept::plain;
@@ -32,59 +33,88 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; MESSAGE_BYTES_MAX]);
 }
 
-/// Serves one pod's questions until it leaves.
+/// Serves one pod's questions until it leaves. What was asked before that is still answered, unless all of it is cut.
 pub(crate) async fn serve(shared: Arc<Shared>, pod: Arc<Pod>, port: Box<dyn DnsPort>) {
-    let mut phase = pod.phase();
-    tokio::select! {
-        () = reached(&mut phase, Phase::Drain) => {}
-        ended = forward_all(&shared, &pod, port.into()) => {
-            if let Err(error) = ended {
-                tracing::error!(pod = %pod.uid, %error, "dns socket failed");
+    let (mut drain, mut cut) = (pod.phase(), pod.phase());
+    let mut desk = Desk {
+        shared,
+        pod,
+        port: port.into(),
+        under_way: JoinSet::new(),
+        buffer: vec![0; MESSAGE_BYTES_MAX],
+    };
+    let served = async {
+        tokio::select! {
+            () = reached(&mut drain, Phase::Drain) => desk.close(),
+            Err(error) = desk.serve() => {
+                tracing::error!(pod = %desk.pod.uid, %error, "dns socket failed");
             }
         }
+        while desk.under_way.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        () = served => {}
+        () = reached(&mut cut, Phase::Cut) => {}
     }
 }
 
-async fn forward_all(
-    shared: &Arc<Shared>,
-    pod: &Arc<Pod>,
-    port: std::rc::Rc<dyn DnsPort>,
-) -> io::Result<()> {
-    let ready = UdpSocket::from_std(port.readiness()?)?;
-    let places = Arc::new(Semaphore::new(QUESTIONS_MAX));
-    let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-    loop {
-        let asked = match ready
-            .async_io(Interest::READABLE, || port.try_recv(&mut buffer))
-            .await
-        {
-            Ok(asked) => asked,
-            Err(error) => {
-                // one question lost must not end the pod's DNS
-                tracing::warn!(pod = %pod.uid, %error, "dns question not received");
-                tokio::time::sleep(RECEIVE_PAUSE).await;
-                continue;
+/// The questions of one DNS port.
+struct Desk {
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    port: Rc<dyn DnsPort>,
+    under_way: JoinSet<()>,
+    buffer: Vec<u8>,
+}
+
+impl Desk {
+    /// Takes questions for ever.
+    async fn serve(&mut self) -> io::Result<()> {
+        let ready = UdpSocket::from_std(self.port.readiness()?)?;
+        loop {
+            while self.under_way.try_join_next().is_some() {}
+            let asked = ready
+                .async_io(Interest::READABLE, || self.port.try_recv(&mut self.buffer))
+                .await;
+            match asked {
+                Ok(asked) => self.take(asked),
+                Err(error) => {
+                    // one question lost must not end the pod's DNS
+                    tracing::warn!(pod = %self.pod.uid, %error, "dns question not received");
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
+                }
             }
-        };
+        }
+    }
+
+    /// Takes what waits, and no more.
+    fn close(&mut self) {
+        self.port.close();
+        for _ in 0..QUESTIONS_MAX {
+            match self.port.try_recv(&mut self.buffer) {
+                Ok(asked) => self.take(asked),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Forwards the question in the buffer.
+    fn take(&mut self, asked: Asked) {
         let asked = Asked {
             client: plain(asked.client),
             resolver: plain(asked.resolver),
             ..asked
         };
-        if asked.len < HEADER_BYTES || shared.config.ipv4_only && asked.resolver.is_ipv6() {
-            continue;
+        let v6_off = self.shared.config.ipv4_only && asked.resolver.is_ipv6();
+        if asked.len < HEADER_BYTES || v6_off {
+            return;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            shared.refusals.shed_question();
-            continue;
-        };
-        let (question, pod, port) = (
-            buffer[..asked.len].to_vec(),
-            Arc::clone(pod),
-            std::rc::Rc::clone(&port),
-        );
-        tokio::task::spawn_local(async move {
-            let _place = place;
+        if self.under_way.len() >= QUESTIONS_MAX {
+            return self.shared.refusals.shed_question();
+        }
+        let question = self.buffer[..asked.len].to_vec();
+        let (pod, port) = (Arc::clone(&self.pod), Rc::clone(&self.port));
+        self.under_way.spawn_local(async move {
             if let Err(error) = forward(&pod, &*port, asked, &question).await {
                 tracing::debug!(pod = %pod.uid, resolver = %asked.resolver, %error, "dns question not answered");
             }

@@ -38,9 +38,9 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Those of connections.
+    /// How many there are.
     pub(crate) fn doors(&self) -> usize {
-        3 + self.dns_tcp.len()
+        3 + self.dns_tcp.len() + self.dns.len()
     }
 }
 
@@ -206,7 +206,7 @@ impl Drop for Stay {
     }
 }
 
-/// One listener of a pod, for as long as it may bring connections.
+/// One listener of a pod, for as long as it may bring connections or answers.
 pub(crate) struct Door(Arc<Pod>);
 
 impl Drop for Door {

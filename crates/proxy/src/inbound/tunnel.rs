@@ -154,11 +154,16 @@ async fn streams(
     mut watch: Watch,
 ) {
     let (mut phase, mut end) = (peer.pod.phase(), peer.pod.phase());
-    let (mut draining, mut revoked) = (false, false);
+    let (mut draining, mut revoked, mut cut) = (false, false, false);
     loop {
         let next = tokio::select! {
             biased;
-            () = reached(&mut end, Phase::Cut) => return,
+            // the peer is told, so that it does not wait for what will never answer
+            () = reached(&mut end, Phase::Cut), if !cut => {
+                cut = true;
+                server.cut();
+                continue;
+            }
             () = watch.revoked(), if !revoked => {
                 revoked = true;
                 tracing::warn!(peer = %peer.address, pod = %peer.pod.uid, identity = %peer.identity,
