@@ -3,6 +3,7 @@
 //! Everything is pinned, so that it outlives the process: enrolled pods fail closed. Leaves opening and serving sockets to others.
 
 mod check;
+mod former;
 mod leave;
 mod repair;
 
@@ -138,6 +139,7 @@ impl Capture {
             })?;
         capture.attach()?;
         capture.kubelet.attach(&capture.pins);
+        capture.take_over_former();
         // Last: a predecessor goes on until everything stands.
         capture.maps.set_owner(generation)?;
         drop(lock);
@@ -341,6 +343,7 @@ impl Capture {
         if entry.lookup.is_none() || pod::lookup(&netns, &self.pins) != entry.lookup {
             entry.lookup = Some(self.attach_lookup(&netns).map_err(at(Step::Lookup))?);
         }
+        self.leave_former(cookie).map_err(at(Step::Lookup))?;
         apply_routes(&mut netlink, &wanted).map_err(at(Step::Routes))?;
         apply_rules(&mut netlink, &wanted).map_err(at(Step::Rules))?;
         let set = netns.run(|| {

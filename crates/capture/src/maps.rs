@@ -1,5 +1,6 @@
 //! Typed handles on the shared maps. Leaves who may write what, and when, to [`crate::capture`].
 
+mod former;
 mod tables;
 
 use std::collections::{BTreeSet, HashSet};

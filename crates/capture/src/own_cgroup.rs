@@ -10,7 +10,12 @@ use sys::cgroup;
 /// First part of the name of a cgroup that the daemon makes for itself; the process id follows.
 const PREFIX: &str = "ztunnel-";
 /// Names of the cgroup that holds all pods of a Kubernetes node, by kubelet's cgroup driver.
-const KUBEPODS: [&str; 3] = ["kubepods", "kubepods.slice", "kubelet/kubepods"];
+const KUBEPODS: [&str; 4] = [
+    "kubepods",
+    "kubepods.slice",
+    "kubelet/kubepods",
+    "kubelet.slice/kubelet-kubepods.slice",
+];
 
 /// Why the daemon has no cgroup of its own.
 #[derive(Debug, thiserror::Error)]

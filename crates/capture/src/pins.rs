@@ -64,6 +64,24 @@ impl Pins {
         Ok(pins)
     }
 
+    /// Places of other layouts that are there.
+    pub fn formers(&self) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.base)? {
+            let (entry, own) = (entry?, self.dir.file_name());
+            let name = entry.file_name();
+            let layout = name.to_str().and_then(|name| name.strip_prefix('v'));
+            let is_layout = layout.is_some_and(|layout| layout.parse::<u32>().is_ok());
+            if is_layout && Some(name.as_os_str()) != own {
+                found.push(Self {
+                    base: self.base.clone(),
+                    dir: entry.path(),
+                });
+            }
+        }
+        Ok(found)
+    }
+
     /// The directory itself.
     pub fn dir(&self) -> &Path {
         &self.dir

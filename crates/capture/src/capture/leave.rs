@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use redirect_common::{CgroupState, Kind, Pod, Saved};
 use sys::Netns;
+use sys::bpf::Target;
 use tracing::debug;
 
 use super::{Capture, apply_routes, apply_rules};
@@ -54,7 +55,7 @@ impl Capture {
             apply_rules(&mut netlink, &wanted)
         });
         note(Step::Rules, rules);
-        note(Step::Lookup, detach_lookup(&self.pins.lookup(cookie)));
+        note(Step::Lookup, detach(&self.pins.lookup(cookie)));
         for kind in Kind::ALL {
             note(Step::Sockets, self.maps.remove_socket(cookie, kind));
         }
@@ -87,6 +88,8 @@ impl Capture {
             reached.map(Arc::new)
         });
         let failure = self.undo(cookie, netns.as_deref(), record.as_ref());
+        let former = self.leave_former(cookie).err();
+        let failure = failure.or(former.map(|cause| (Step::Lookup, cause)));
         self.sweep_cgroups();
         match failure {
             None => {
@@ -159,7 +162,7 @@ fn undo(
             Err(error) => note(Step::Rules, Err(error)),
         }
     }
-    note(Step::Lookup, detach_lookup(&pins.lookup(cookie)));
+    note(Step::Lookup, detach(&pins.lookup(cookie)));
     note(Step::Maps, maps.set_pod(cookie, None));
     note(Step::Maps, maps.set_locals(cookie, &BTreeSet::new()));
     note(Step::Maps, maps.set_ranges(cookie, &BTreeSet::new()));
@@ -178,13 +181,19 @@ fn undo(
 }
 
 /// Detaches at once: dropping the pin alone would do so some time later, and drop arrivals until then.
-fn detach_lookup(path: &Path) -> io::Result<()> {
+pub(super) fn detach(path: &Path) -> io::Result<()> {
     if !programs::is_pinned(path) {
         return Ok(());
     }
     let link = sys::bpf::pinned(path)?;
     sys::bpf::link_detach(link.as_fd())?;
     pins::remove(path)
+}
+
+/// Whether the namespace of a pod's `sk_lookup` link is still there.
+fn is_alive(link: &Path) -> bool {
+    let info = sys::bpf::pinned(link).and_then(|link| sys::bpf::link_info(&link));
+    info.is_ok_and(|info| matches!(info.target, Target::Netns { inode, .. } if inode != 0))
 }
 
 /// Undoes everything that is pinned below `base`: for a machine whose daemon is gone for good.
@@ -209,24 +218,34 @@ pub fn release_pinned(base: &Path, host_proc: &Path) -> Result<Released, StartEr
     let known: Vec<_> = maps.saved.iter().flatten().collect();
     for (cookie, record) in known {
         let netns = saved::reach(cookie, &record, host_proc);
-        match undo(
-            &mut maps,
-            &pins,
-            host_proc,
-            cookie,
-            netns.as_ref(),
-            Some(&record),
-        ) {
-            None => released.pods += 1,
-            Some((step, cause)) => {
-                released
-                    .problems
-                    .push(format!("pod {} at {step}: {cause}", saved::uid(&record)));
+        let done = if netns.is_none() && is_alive(&pins.lookup(cookie)) {
+            Err("its network namespace is alive and cannot be reached".to_owned())
+        } else {
+            match undo(
+                &mut maps,
+                &pins,
+                host_proc,
+                cookie,
+                netns.as_ref(),
+                Some(&record),
+            ) {
+                None => Ok(()),
+                Some((step, cause)) => Err(format!("{step}: {cause}")),
+            }
+        };
+        match done {
+            Ok(()) => released.pods += 1,
+            Err(problem) => {
+                let uid = saved::uid(&record);
+                released.problems.push(format!("pod {uid}: {problem}"));
             }
         }
     }
     for cookie in pins.lookups().map_err(unusable)? {
-        undo(&mut maps, &pins, host_proc, cookie, None, None);
+        // One with a record is to be tried again.
+        if maps.saved.get(&cookie, 0).is_err() {
+            undo(&mut maps, &pins, host_proc, cookie, None, None);
+        }
     }
     if released.problems.is_empty() {
         pins.clear().map_err(unusable)?;

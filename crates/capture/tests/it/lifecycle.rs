@@ -105,6 +105,34 @@ fn a_successor_takes_over_without_a_gap() {
 }
 
 #[test]
+fn another_map_layout_is_taken_over_without_a_gap() {
+    let world = World::new();
+    let before = world.look();
+    let (first, old_sockets) = world.enrolled();
+    let former = world.pins.join("v1");
+    std::fs::rename(world.pins.join("v2"), &former).unwrap();
+    let mut second = world.start();
+    assert!(first.superseded());
+    assert_eq!(second.adopted().len(), 1);
+    assert!(!former.join("link-connect4").exists());
+    let lookup = former.join(format!("lookup-{:x}", world.pod.cookie()));
+    assert!(lookup.exists());
+    // Captured by the new programs, served by the old sockets.
+    let mut app = world.app();
+    app.begin(&format!("connect {FAR4}:80"));
+    accept(&old_sockets.outbound);
+    let sockets = world.sockets();
+    second.enroll(&world.wanted(), &sockets).unwrap();
+    assert!(!former.exists());
+    assert_eq!(second.check(), []);
+    let mut other = world.app();
+    other.begin(&format!("connect {FAR4}:80"));
+    accept(&sockets.outbound);
+    second.release(world.pod.cookie()).unwrap();
+    assert_eq!(world.look(), before);
+}
+
+#[test]
 fn a_pod_no_longer_wanted_is_released_by_the_successor() {
     let world = World::new();
     let before = world.look();

@@ -3,6 +3,7 @@
 //! The test process plays the daemon; applications are this same binary started again (see [`app`]), inside a pod's cgroup and namespace.
 
 mod app;
+mod daemons;
 mod guard;
 mod hold;
 mod inbound;
