@@ -50,8 +50,13 @@ pub enum Missing {
     #[error("no process of the pod has a network namespace of its own yet")]
     NoNamespace,
     /// Namespaces are there, and none has an address of the pod.
-    #[error("no network namespace of the pod's processes has its address {0}")]
-    NoAddress(IpAddr),
+    #[error("no network namespace of the pod's processes has its address {ip}")]
+    NoAddress {
+        /// The first of its addresses.
+        ip: IpAddr,
+        /// The namespaces that its processes are in.
+        namespaces: Vec<NetnsId>,
+    },
     /// The kernel does not let us look.
     #[error(
         "network namespace of process {pid} cannot be opened: {cause} (needed: CAP_SYS_PTRACE and CAP_SYS_ADMIN)"
@@ -133,52 +138,48 @@ impl Finder {
 
     /// The namespace of the process that started first, among those that have an address of the pod.
     fn choose(&self, sought: &Sought, processes: &[Process]) -> Result<Place, Missing> {
+        let (candidates, mut missing) = self.candidates(processes);
+        for (id, process) in &candidates {
+            match self.open(sought, *id, process) {
+                Ok(Some(place)) if self.owns(&place.netns, &sought.ips) => return Ok(place),
+                Ok(Some(_)) => {
+                    missing = sought.ips.first().map_or(missing, |ip| Missing::NoAddress {
+                        ip: *ip,
+                        namespaces: candidates.iter().map(|(id, _)| *id).collect(),
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => missing = refused(process, &error),
+            }
+        }
+        Err(missing)
+    }
+
+    /// Namespaces with the first process of each, the oldest first; and what is missing if none of them will do.
+    fn candidates<'a>(&self, processes: &'a [Process]) -> (Vec<(NetnsId, &'a Process)>, Missing) {
         let mut missing = Missing::NoProcess;
         let mut first: HashMap<NetnsId, &Process> = HashMap::new();
         for process in processes {
-            let netns = match self.proc.namespace(process.pid) {
-                Ok(netns) => netns,
-                Err(error) if is_gone(&error) => continue,
-                Err(error) => {
-                    missing = Missing::Refused {
-                        pid: process.pid,
-                        cause: error.to_string(),
-                    };
-                    continue;
+            match self.proc.namespace(process.pid) {
+                Ok(netns) if self.foreign.contains(&netns) => {
+                    if missing == Missing::NoProcess {
+                        missing = Missing::NoNamespace;
+                    }
                 }
-            };
-            if self.foreign.contains(&netns) {
-                if missing == Missing::NoProcess {
-                    missing = Missing::NoNamespace;
+                Ok(netns) => {
+                    let known = first.entry(netns).or_insert(process);
+                    if process.age() < known.age() {
+                        *known = process;
+                    }
                 }
-                continue;
-            }
-            let known = first.entry(netns).or_insert(process);
-            if process.age() < known.age() {
-                *known = process;
+                Err(error) if is_gone(&error) => {}
+                Err(error) => missing = refused(process, &error),
             }
         }
         let mut candidates: Vec<(NetnsId, &Process)> = first.into_iter().collect();
         candidates.sort_by_key(|(_, process)| process.age());
-        for (id, process) in candidates.into_iter().take(NAMESPACES_MAX) {
-            match self.open(sought, id, process) {
-                Ok(Some(place)) if self.owns(&place.netns, &sought.ips) => return Ok(place),
-                Ok(Some(_)) => {
-                    missing = sought
-                        .ips
-                        .first()
-                        .map_or(missing, |ip| Missing::NoAddress(*ip))
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    missing = Missing::Refused {
-                        pid: process.pid,
-                        cause: error.to_string(),
-                    }
-                }
-            }
-        }
-        Err(missing)
+        candidates.truncate(NAMESPACES_MAX);
+        (candidates, missing)
     }
 
     /// Opens the namespace; none when the process ended, or its number is another's by now.
@@ -195,6 +196,13 @@ impl Finder {
             netns: NetnsHandle(Arc::new(netns)),
             path,
         }))
+    }
+}
+
+fn refused(process: &Process, error: &io::Error) -> Missing {
+    Missing::Refused {
+        pid: process.pid,
+        cause: error.to_string(),
     }
 }
 

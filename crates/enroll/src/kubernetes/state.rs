@@ -326,7 +326,17 @@ impl State {
                     self.dirty.insert(uid.clone());
                 }
             }
-            // what is known of a pod's place stays true until there is another
+            Err(missing)
+                if entry
+                    .place
+                    .as_ref()
+                    .is_some_and(|place| left(place, &missing)) =>
+            {
+                entry.place = None;
+                entry.missing = Some(missing);
+                self.dirty.insert(uid.clone());
+            }
+            // else what is known of a pod's place stays true until there is another
             Err(missing) if entry.place.is_none() && entry.missing.as_ref() != Some(&missing) => {
                 entry.missing = Some(missing);
                 self.dirty.insert(uid.clone());
@@ -452,6 +462,14 @@ impl State {
             entry.told = Some(sighting.clone());
             settled.events.push(PodEvent::Seen(sighting));
         }
+    }
+}
+
+/// Whether the pod's processes are elsewhere by now: nobody may take the place they had for theirs.
+fn left(place: &Place, missing: &Missing) -> bool {
+    match missing {
+        Missing::NoAddress { namespaces, .. } => !namespaces.contains(&place.netns.0.id()),
+        Missing::NoProcess | Missing::NoNamespace | Missing::Refused { .. } => false,
     }
 }
 

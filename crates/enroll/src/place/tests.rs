@@ -99,7 +99,10 @@ fn the_namespace_of_the_first_process_with_the_pods_address() {
     assert_eq!(one(&finder, &[]), Ok(old.netns()));
     assert_eq!(one(&finder, &["10.9.0.2"]), Ok(young.netns()));
     assert_eq!(one(&finder, &["fd00::9", "10.9.0.1"]), Ok(old.netns()));
-    let nowhere = Err(Missing::NoAddress("10.9.0.3".parse().unwrap()));
+    let nowhere = Err(Missing::NoAddress {
+        ip: "10.9.0.3".parse().unwrap(),
+        namespaces: vec![old.netns(), young.netns()],
+    });
     assert_eq!(one(&finder, &["10.9.0.3"]), nowhere);
     // the handle outlives the process
     let place = finder.find(&[sought(&[])]).remove(0).unwrap();

@@ -288,6 +288,19 @@ fn a_place_stays_until_there_is_another() {
     world.state.cgroup_gone(&cgroup("a").path, world.now);
     world.missing("a", Missing::NoNamespace);
     assert_eq!(world.told(), [""; 0]);
+    let nowhere = |namespaces| Missing::NoAddress {
+        ip: "10.0.0.1".parse().unwrap(),
+        namespaces,
+    };
+    let (here, there) = (old.netns.0.id(), new.netns.0.id());
+    world.missing("a", nowhere(vec![there, here]));
+    assert_eq!(world.told(), [""; 0]);
+    world.missing("a", nowhere(vec![there]));
+    assert_eq!(
+        world.told(),
+        ["out a PlaceUnknown"],
+        "it lives elsewhere now"
+    );
     world.cgroup("a", 9);
     world.found("a", &new);
     let settled = world.state.settle();
