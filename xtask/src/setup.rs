@@ -71,12 +71,15 @@ fn missing(scope: Scope) -> Vec<Need> {
     program("make", &["make"], Scope::Build);
     program("python3", &["python3"], Scope::Build);
     program("ip", &["iproute2"], Scope::All);
+    program("iptables", &["iptables"], Scope::All);
+    program("bpftool", &["bpftool"], Scope::All);
     program("tcpdump", &["tcpdump"], Scope::All);
     program("iptables", &["iptables"], Scope::All);
     program("curl", &["curl", "ca-certificates"], Scope::All);
     program("ps", &["procps"], Scope::All);
     program("mount", &["mount"], Scope::All);
     needs.extend(missing_venv());
+    needs.extend(missing_seccomp());
     needs.extend(missing_bpf());
     needs.retain(|need| scope == Scope::All || need.scope == Scope::Build);
     needs
@@ -89,6 +92,17 @@ fn missing_venv() -> Option<Need> {
         what: "Python's venv".to_owned(),
         packages: vec!["python3-venv".to_owned()],
         scope: Scope::Build,
+        elsewhere: "",
+    })
+}
+
+/// Debian's Python with the bindings of libseccomp: it starts the daemon as a container runtime does.
+fn missing_seccomp() -> Option<Need> {
+    let there = ask("/usr/bin/python3", &["-c", "import seccomp"]).is_some();
+    (!there).then(|| Need {
+        what: "/usr/bin/python3 with the module seccomp".to_owned(),
+        packages: vec!["python3".to_owned(), "python3-seccomp".to_owned()],
+        scope: Scope::All,
         elsewhere: "",
     })
 }

@@ -10,6 +10,7 @@ mod bad_input;
 mod bad_peers;
 mod capture;
 mod check;
+mod container;
 mod control_plane;
 mod endpoints;
 mod fail_closed;
