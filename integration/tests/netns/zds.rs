@@ -132,7 +132,7 @@ fn add(session: &Session, pod: &Pod, path: &Path) -> Result<()> {
     session.ack(&add_of(pod), &[file.as_fd()])
 }
 
-/// What listens in a namespace, and how many of each.
+/// What listens in a namespace on ports of the daemon (15001, ...), and how many of each.
 fn open_ports(netns: &Path) -> Result<BTreeMap<String, usize>> {
     let out = Command::new("nsenter")
         .arg(format!("--net={}", netns.display()))
@@ -143,7 +143,11 @@ fn open_ports(netns: &Path) -> Result<BTreeMap<String, usize>> {
     let mut found = BTreeMap::new();
     for line in String::from_utf8_lossy(&out.stdout).lines() {
         let fields: Vec<_> = line.split_whitespace().collect();
-        if let [kind, _, _, _, local, ..] = *fields {
+        if let [kind, _, _, _, local, ..] = *fields
+            && local
+                .rsplit_once(':')
+                .is_some_and(|(_, port)| port.starts_with("15"))
+        {
             *found.entry(format!("{kind} {local}")).or_insert(0) += 1;
         }
     }

@@ -130,8 +130,8 @@ fn a_reused_address_never_meets_an_old_tunnel() -> Result<()> {
     integration::netns::ip(
         Some(&heir.netns_name),
         &[
-            format!("addr add {}/24 dev eth0", old[0]),
             format!("addr del {}/24 dev eth0", old[1]),
+            format!("addr add {}/24 dev eth0", old[0]),
             format!("route add default via {}", cni.world.node(1).gateway4),
         ],
     )?;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use integration::cni::{AddWorkload, Payload, Request};
+use integration::cni::{AddWorkload, Payload, Request, Rules};
 use prost::Message;
 
 use super::{ACTIVE, STARTED, STOPPED, Table, add, add_of};
@@ -137,6 +137,7 @@ fn against_the_protocol_a_daemon_connects_again_and_serves_on() -> Result<()> {
     let (a, b) = (table.pod("a-0"), table.pod("b-0"));
     let netns = File::open(&b.netns)?;
     let _echo = a.serve(&["echo"])?;
+    Rules::default().install(a)?;
     for (what, bytes, with) in against_the_protocol(&a.uid) {
         table.snapshot(&session, &[a])?;
         table.wait_ready()?;
@@ -150,6 +151,7 @@ fn against_the_protocol_a_daemon_connects_again_and_serves_on() -> Result<()> {
         table.wait_blocked()?;
         table.wait_served(&a.netns, true)?;
         table.wait_served(&b.netns, false)?;
+        // through the daemon, which is not ready and serves all the same
         echo(b, a.at(9000), &[])?;
         session = table.again(Duration::from_secs(20))?;
     }
