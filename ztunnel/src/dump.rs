@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use crate::config::{Config, Local, view};
 use crate::control_plane;
 use crate::mesh_file::{self, Fault};
-use crate::node::{Held, State, View, Views, lock};
+use crate::node::{Held, Postures, State, View, Views, lock};
 use crate::version::Version;
 
 /// Dumps that are made at one time: that of a large mesh takes memory, and a thread for a while.
@@ -30,6 +30,8 @@ pub struct Dumper {
     pub shards: Arc<Shards>,
     /// pods
     pub views: Views,
+    /// how the process stands among others
+    pub posture: Postures,
     /// why the mesh state on disk is not the one in force
     pub fault: Fault,
     /// the same for the enrolment file
@@ -79,6 +81,12 @@ impl Dumper {
         dump.insert(
             "refusals".into(),
             self.shared.refusals.last().iter().map(refusal).collect(),
+        );
+        let posture = lock(&self.posture).clone();
+        dump.insert("superseded".into(), json!(posture.superseded));
+        dump.insert(
+            "enrolment".into(),
+            json!({"connected": posture.connected, "faults": posture.faults}),
         );
         dump.insert("enrollFileError".into(), json!(*lock(&self.enroll_fault)));
         dump.insert(

@@ -18,7 +18,7 @@ use capture::{Capture, external};
 use enroll::cgroups::CgroupEvent;
 use enroll::kubernetes::{Report, Reporter};
 use enroll::zds::{Order, Standing};
-use enroll::{Action, PodEvent, PodSpec, Roster};
+use enroll::{Action, PodEvent, PodSpec, Roster, Why};
 use mesh::workload::Protocol;
 use mesh::{SpiffeId, Str};
 use proxy::{Phase, Pod, Shards, Shared};
@@ -34,7 +34,7 @@ use crate::monitor::Monitor;
 use crate::repair;
 
 pub use keeper::Keeper;
-pub use view::{Held, State, View, Views};
+pub use view::{Held, Postures, State, View, Views};
 
 /// Readiness task: the enrolment source was read and every pod in it serves.
 pub const READY_TASK: &str = "workload proxy manager";
@@ -105,6 +105,8 @@ pub struct Parts {
     pub states: CaptureMetrics,
     /// for the dump
     pub views: Views,
+    /// the same
+    pub posture: Postures,
     /// why the enrolment file on disk is not the one in force
     pub enroll_fault: Fault,
 }
@@ -202,6 +204,8 @@ impl Node {
             match action {
                 Action::Start(spec) | Action::Update(spec) => self.start(spec).await,
                 Action::Stop(spec, reason) => self.stop(&spec, reason),
+                // it waits, and that was said
+                Action::Release(pod) if pod.why == Why::PlaceUnknown => {}
                 // what a predecessor left is found below, by what the kernel says
                 Action::Release(pod) => self.report(&pod.uid, Report::Left),
             }

@@ -14,6 +14,8 @@ use crate::node::lock;
 
 /// Readiness task that comes back while something that capture needs could not be repaired.
 pub const READY_TASK: &str = "capture repair";
+/// Why a pod is not captured whose processes are not where it is enrolled.
+const ASTRAY: &str = "processes of the pod are in another network namespace than the one enrolled";
 /// Looks in a row at one place: a repair may show what it hid.
 const ROUNDS_MAX: usize = 3;
 /// Once somebody undoes the same thing again and again, this long passes at least between two lines about it; doubled each time.
@@ -23,7 +25,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(600);
 /// A thing not found for this long is told of at once again.
 const FORGOTTEN: Duration = Duration::from_secs(900);
 /// Lines about one thing of one pod before they become fewer.
-const LINES_EACH: u32 = 3;
+const LINES_EACH: u32 = 32;
 /// Things remembered, so that lines about them become fewer; those beyond are told of each time.
 const REMEMBERED_MAX: usize = 4096;
 
@@ -34,6 +36,8 @@ pub struct Findings {
     pub reopen: Vec<String>,
     /// UIDs of pods whose processes are in another namespace than the one enrolled: the source is to look again.
     pub elsewhere: Vec<String>,
+    /// UIDs of pods in which somebody else's doing stands in the way, and what. Starting them again would not help.
+    pub hindered: Vec<(String, String)>,
     /// UIDs of pods that are not wholly captured, and why; empty UID: what all pods share.
     pub broken: Vec<(String, String)>,
 }
@@ -41,7 +45,20 @@ pub struct Findings {
 impl Findings {
     /// Whether all is as it should be now, perhaps after repairs.
     pub fn is_sound(&self) -> bool {
-        self.reopen.is_empty() && self.elsewhere.is_empty() && self.broken.is_empty()
+        self.reopen.is_empty()
+            && self.elsewhere.is_empty()
+            && self.hindered.is_empty()
+            && self.broken.is_empty()
+    }
+
+    /// Why a pod is not captured as it should be, if it is not.
+    pub fn of(&self, uid: &str) -> Option<String> {
+        let shared = |of: &str| of.is_empty() || of == uid;
+        let broken = self.broken.iter().find(|(of, _)| shared(of));
+        let hindered = || self.hindered.iter().find(|(of, _)| of == uid);
+        let what = broken.or_else(hindered).map(|(_, what)| what.clone());
+        let astray = || self.elsewhere.iter().any(|of| of == uid);
+        what.or_else(|| astray().then(|| ASTRAY.to_owned()))
     }
 }
 
@@ -107,6 +124,9 @@ impl Keeper {
                 break;
             }
         }
+        if let Some(shared) = self.broken.get(&None).filter(|_| only.is_some()) {
+            findings.broken.push((String::new(), shared.clone()));
+        }
         self.tell_ready();
         findings
     }
@@ -134,7 +154,7 @@ impl Keeper {
             }
             Cure::Human => {
                 findings
-                    .broken
+                    .hindered
                     .push((drift.uid.clone(), drift.what.clone()));
                 return false;
             }
@@ -246,7 +266,7 @@ mod tests {
                 told += unsaid + 1;
             }
         }
-        assert!((8..=16).contains(&lines), "{lines}");
+        assert!((36..=48).contains(&lines), "{lines}");
         assert_eq!(told + fights.0[&thing].unsaid, found);
         // others are told of at once, and so is the same after a long time
         let other = (Some(2), DriftKind::Rule);

@@ -106,6 +106,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     }
 
     let views = Arc::default();
+    let posture = Arc::default();
     let enroll_fault = Fault::default();
     let dumper = Dumper {
         config: Arc::clone(&config),
@@ -113,6 +114,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         shards: Arc::clone(&shards),
         views: Arc::clone(&views),
+        posture: Arc::clone(&posture),
         fault: Arc::clone(&fault),
         enroll_fault: Arc::clone(&enroll_fault),
         xds: xds.clone(),
@@ -172,6 +174,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         repair,
         states,
         views,
+        posture,
         enroll_fault,
     };
     Node::new(parts).run(source, stop).await;

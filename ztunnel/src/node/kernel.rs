@@ -9,9 +9,6 @@ use mesh::Str;
 use super::{Member, Node, Redirection, lock};
 use crate::repair::{self, Findings};
 
-/// Why a pod counts as pending whose processes are not where it is enrolled.
-const ASTRAY: &str = "processes of the pod are in another network namespace than the one enrolled";
-
 impl Node {
     /// The kernel side, where it is ours.
     pub(super) fn capture(&self) -> Option<MutexGuard<'_, Capture>> {
@@ -53,26 +50,29 @@ impl Node {
         self.show();
     }
 
-    /// What the kernel says about a pod that was enrolled just now.
-    ///
-    /// Errors: what is not as it should be, although it was set.
-    pub(super) fn read_back(&mut self, uid: &str) -> Result<(), String> {
+    /// What the kernel says about a pod that was enrolled just now; told to whom it concerns.
+    pub(super) fn read_back(&mut self, uid: &Str) {
         let serving = self.members.get(uid).and_then(|m| m.serving.as_ref());
-        let (Some(cookie), Some(repair)) = (serving.map(|s| s.cookie), &mut self.repair) else {
-            return Ok(());
+        let cookie = serving.map(|serving| serving.cookie);
+        let found = match (cookie, &mut self.repair) {
+            (Some(cookie), Some(repair)) => repair.look(cookie),
+            _ => Findings::default(),
         };
-        let found = repair.look(cookie);
-        if found.is_sound() {
-            return Ok(());
+        let shut = || (!found.reopen.is_empty()).then(|| "its sockets are closed".to_owned());
+        let Some(reason) = found.of(uid).or_else(shut) else {
+            self.report(uid, Report::Captured);
+            return;
+        };
+        if found.broken.is_empty() && found.reopen.is_empty() {
+            // starting it again would not help
+            if let Some(member) = self.members.get_mut(uid) {
+                member.fault = Some(reason.clone());
+            }
+            self.report(uid, Report::Pending { reason });
+        } else {
+            let reason = format!("the kernel does not hold what was set: {reason}");
+            self.not_enrolled(uid, reason);
         }
-        let what = found.broken.into_iter().map(|(_, what)| what);
-        let elsewhere = (!found.elsewhere.is_empty()).then(|| ASTRAY.to_owned());
-        let shut = (!found.reopen.is_empty()).then(|| "its sockets are closed".to_owned());
-        let all: Vec<String> = what.chain(elsewhere).chain(shut).collect();
-        Err(format!(
-            "the kernel does not hold what was set: {}",
-            all.join("; ")
-        ))
     }
 
     pub(super) async fn retry(&mut self) {
@@ -128,12 +128,7 @@ impl Node {
             let Some(member) = self.members.get_mut(uid) else {
                 continue;
             };
-            let broken = found.broken.iter().find(|(of, _)| **of == **uid);
-            let astray = found.elsewhere.iter().any(|of| **of == **uid);
-            let now = match broken {
-                Some((_, what)) => Some(what.clone()),
-                None => astray.then(|| ASTRAY.to_owned()),
-            };
+            let now = found.of(uid);
             let before = std::mem::replace(&mut member.fault, now.clone());
             let pending = member.error.is_some();
             match now {

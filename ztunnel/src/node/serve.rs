@@ -33,10 +33,7 @@ impl Node {
         match self.open(&spec).await {
             Ok(serving) => {
                 self.enrolled(&spec, serving, HANDOVER);
-                match self.read_back(&uid) {
-                    Ok(()) => self.report(&uid, Report::Captured),
-                    Err(reason) => self.not_enrolled(&uid, reason),
-                }
+                self.read_back(&uid);
             }
             Err(error) => {
                 let error = format!("{error:#}");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use enroll::Sighting;
+use enroll::kubernetes::Reporter;
 use mesh::Str;
 use telemetry::metrics::PodState;
 
@@ -59,6 +60,20 @@ pub enum Held {
     Denied,
 }
 
+/// How the process stands among others, shared with the dump.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Posture {
+    /// a successor owns capture
+    pub superseded: bool,
+    /// the source of pods is connected; none = it needs no connection
+    pub connected: Option<bool>,
+    /// what does not work between the source and us
+    pub faults: Vec<String>,
+}
+
+/// Shared with the dump.
+pub type Postures = Arc<Mutex<Posture>>;
+
 /// The pods by UID, shared with the dump.
 pub type Views = Arc<Mutex<BTreeMap<Str, View>>>;
 
@@ -84,6 +99,7 @@ impl Node {
         } else {
             self.parts.ready.pending(READY_TASK);
         }
+        *lock(&self.parts.posture) = self.posture();
         let mut views = lock(&self.parts.views);
         views.clear();
         match &self.standing {
@@ -103,6 +119,18 @@ impl Node {
         for state in PodState::ALL {
             let count = views.values().filter(|view| view.counts_as() == state);
             self.parts.states.set_pods(state, count.count());
+        }
+    }
+
+    fn posture(&self) -> Posture {
+        let api = self.parts.reporter.as_ref().map(Reporter::standing);
+        let agent = self.standing.as_ref().map(|agent| agent.borrow().connected);
+        let faults = api.map(|api| api.faults).unwrap_or_default();
+        let reached = self.parts.reporter.is_some().then_some(faults.is_empty());
+        Posture {
+            superseded: self.superseded,
+            connected: agent.or(reached),
+            faults,
         }
     }
 

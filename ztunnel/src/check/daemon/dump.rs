@@ -70,7 +70,11 @@ struct Info {
 }
 
 impl Pod {
-    fn name(&self) -> String {
+    /// Namespace and name; where these are not known, the UID.
+    fn name(&self, uid: &str) -> String {
+        if self.info.name.is_empty() {
+            return uid.to_owned();
+        }
         format!("{}/{}", self.info.namespace, self.info.name)
     }
 }
@@ -139,16 +143,12 @@ impl Dump {
         } else {
             counts.join(", ")
         };
-        let pending: Vec<String> = self
-            .workload_state
-            .values()
-            .filter(|pod| pod.state == "Pending")
-            .map(|pod| {
-                format!(
-                    "{}: {}",
-                    pod.name(),
-                    pod.reason.as_deref().unwrap_or("not yet")
-                )
+        let pending = self.workload_state.iter();
+        let pending: Vec<String> = pending
+            .filter(|(_, pod)| pod.state == "Pending")
+            .map(|(uid, pod)| {
+                let why = pod.reason.as_deref().unwrap_or("not yet");
+                format!("{}: {why}", pod.name(uid))
             })
             .collect();
         let mut found = vec![Finding::ok("pods", counts)];
@@ -163,9 +163,9 @@ impl Dump {
     }
 
     fn held(&self) -> Option<Finding> {
-        let held = self.workload_state.values();
-        let held: Vec<String> = held
-            .filter_map(|pod| Some(format!("{}: {}", pod.name(), pod.held.as_ref()?)))
+        let pods = self.workload_state.iter();
+        let held: Vec<String> = pods
+            .filter_map(|(uid, pod)| Some(format!("{}: {}", pod.name(uid), pod.held.as_ref()?)))
             .collect();
         (!held.is_empty()).then(|| {
             Finding::warning(
