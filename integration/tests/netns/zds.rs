@@ -4,6 +4,7 @@ mod agent;
 mod changes;
 mod errors;
 mod ground;
+mod life;
 mod mixed;
 mod pending;
 mod rows;
