@@ -56,6 +56,10 @@ impl Monitor {
         {
             return Ok(());
         }
+        #[allow(
+            deprecated,
+            reason = "what succeeds it is unsafe; the subscription keeps its one descriptor until it is dropped"
+        )]
         let changes = AsyncFd::new(Changes::open(netns)?)?;
         let task = tokio::spawn(follow(changes, cookie, self.tell.clone()));
         self.watches.insert(cookie, task);
@@ -115,5 +119,66 @@ async fn follow(changes: AsyncFd<Changes>, cookie: u64, tell: mpsc::Sender<u64>)
             return;
         }
         last = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    /// A namespace of its own, which lives as long as the handle.
+    fn netns() -> Arc<Netns> {
+        let made = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            Netns::current().expect("the own namespace")
+        });
+        Arc::new(made.join().expect("a namespace"))
+    }
+
+    /// Changes something of loopback.
+    fn change(netns: &Netns, how: &str) {
+        let run = || {
+            let mut ip = std::process::Command::new("ip");
+            ip.args(["link", "set", "lo", how]).status()
+        };
+        let status = netns.run(run).expect("inside").expect("ip");
+        assert!(status.success());
+    }
+
+    #[tokio::test]
+    async fn changes_are_told_of_once_and_soon() {
+        let (one, other) = (netns(), netns());
+        let mut monitor = Monitor::new();
+        monitor.watch(&one).expect("watch");
+        monitor.watch(&one).expect("watched already");
+        monitor.watch(&other).expect("watch");
+        change(&one, "up");
+        let told = timeout(Duration::from_secs(5), monitor.changed()).await;
+        assert_eq!(told, Ok(one.cookie()));
+        // one bunch is one notice, and nothing is told of where nothing changed
+        assert!(timeout(GAP_MIN * 4, monitor.changed()).await.is_err());
+        change(&other, "up");
+        let told = timeout(Duration::from_secs(5), monitor.changed()).await;
+        assert_eq!(told, Ok(other.cookie()));
+        monitor.unwatch(other.cookie());
+        change(&other, "down");
+        assert!(timeout(GAP_MIN * 4, monitor.changed()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn one_that_changes_all_the_time_is_told_of_now_and_then() {
+        let netns = netns();
+        let mut monitor = Monitor::new();
+        monitor.watch(&netns).expect("watch");
+        let until = Instant::now() + GAP_MAX * 2;
+        let mut told = 0;
+        while Instant::now() < until {
+            change(&netns, if told % 2 == 0 { "up" } else { "down" });
+            if timeout(GAP_MIN, monitor.changed()).await.is_ok() {
+                told += 1;
+            }
+        }
+        assert!((2..=12).contains(&told), "{told}");
     }
 }

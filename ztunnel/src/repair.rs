@@ -43,14 +43,6 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Whether all is as it should be now, perhaps after repairs.
-    pub fn is_sound(&self) -> bool {
-        self.reopen.is_empty()
-            && self.elsewhere.is_empty()
-            && self.hindered.is_empty()
-            && self.broken.is_empty()
-    }
-
     /// Why a pod is not captured as it should be, if it is not.
     pub fn of(&self, uid: &str) -> Option<String> {
         let shared = |of: &str| of.is_empty() || of == uid;
@@ -84,7 +76,7 @@ impl Keeper {
         }
     }
 
-    /// Reads one pod back and repairs it. Sound findings say that it is captured.
+    /// Reads one pod back and repairs it. It is captured when there is nothing about it in the findings.
     pub fn look(&mut self, cookie: u64) -> Findings {
         self.rounds(Some(cookie))
     }

@@ -34,6 +34,11 @@ const TABLE_LOCAL: u32 = 255;
 /// `RTM_F_CLONED`: an entry of a cache, not of a table.
 const CLONED: u32 = 0x200;
 
+/// Strays of one table that are dealt with at one time; more are found at the next look.
+const STRAYS_MAX: usize = 64;
+/// Rules of others before capture's that are told.
+const FOREIGN_MAX: usize = 16;
+
 /// Something that stands where only capture's may stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stray {
@@ -43,6 +48,14 @@ pub(crate) struct Stray {
     pub body: Vec<u8>,
     /// What it is, for a human.
     pub text: String,
+}
+
+impl<T> Table<T> {
+    fn stray(&mut self, stray: Stray) {
+        if self.strays.len() < STRAYS_MAX {
+            self.strays.push(stray);
+        }
+    }
 }
 
 /// Attributes that make a rule fit less than all packets, its inversion as 0.
@@ -102,8 +115,9 @@ pub(super) fn sort_rule(body: Vec<u8>, found: &mut Table<Rule>) {
     let action = body.get(7).copied().unwrap_or_default();
     let text = format!("{family} rule {priority} of another (action {action}, table {table})");
     if action == FR_ACT_TO_TBL && table == TABLE {
-        found.strays.push(Stray {
-            removal: RTM_DELRULE,
+        let removal = RTM_DELRULE;
+        found.stray(Stray {
+            removal,
             body,
             text,
         });
@@ -113,7 +127,7 @@ pub(super) fn sort_rule(body: Vec<u8>, found: &mut Table<Rule>) {
         && action == FR_ACT_TO_TBL
         && table == TABLE_LOCAL
         && narrowed_by(&body).is_empty();
-    if priority <= PREF_DNS && !kernels_own && may_fit(&body) {
+    if priority <= PREF_DNS && !kernels_own && may_fit(&body) && found.foreign.len() < FOREIGN_MAX {
         found
             .foreign
             .insert(format!("{text} comes before capture's"));
@@ -150,7 +164,7 @@ pub(super) fn sort_route(body: Vec<u8>, found: &mut Table<Route>) {
         body[1],
         body[7]
     );
-    found.strays.push(Stray {
+    found.stray(Stray {
         removal: RTM_DELROUTE,
         body,
         text,
