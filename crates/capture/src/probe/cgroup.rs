@@ -86,6 +86,15 @@ fn separable(capture: &Path) -> Finding {
         Ok(processes) if processes.len() <= 1 => {
             Finding::ok(NAME, format!("{}, alone in it", own.display()))
         }
+        // as `kubectl exec` makes them, beside a daemon that runs
+        Ok(processes) if is_containers() && !processes.contains(&0) => Finding::ok(
+            NAME,
+            format!(
+                "{}, the container's own, with {} processes now",
+                own.display(),
+                processes.len()
+            ),
+        ),
         Ok(processes) => Finding::failed(
             NAME,
             format!(
@@ -97,6 +106,11 @@ fn separable(capture: &Path) -> Finding {
         ),
         Err(error) => Finding::failed(NAME, format!("{}: {error}", own.display()), hint),
     }
+}
+
+/// Whether our cgroup is the root of a cgroup namespace, so that all of its processes are of this container.
+fn is_containers() -> bool {
+    sys::cgroup::own_path().is_ok_and(|path| path == "/")
 }
 
 /// Programs of others at the capture cgroup and above: those that shut capture out, and those that run beside it.
