@@ -74,7 +74,6 @@ fn missing(scope: Scope) -> Vec<Need> {
     program("iptables", &["iptables"], Scope::All);
     program("bpftool", &["bpftool"], Scope::All);
     program("tcpdump", &["tcpdump"], Scope::All);
-    program("iptables", &["iptables"], Scope::All);
     program("curl", &["curl", "ca-certificates"], Scope::All);
     program("ps", &["procps"], Scope::All);
     program("mount", &["mount"], Scope::All);

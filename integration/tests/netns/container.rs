@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use integration::cni::{self, Rules, Site};
@@ -138,6 +139,42 @@ fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// `kubectl exec … ztunnel check`: a second process in the container finds nothing wrong.
+fn check(daemon: &Daemon, capabilities: &str) -> Result<String> {
+    let pids = fs::read_to_string(daemon.cgroup().join("cgroup.procs"))?;
+    let pid = pids.split_whitespace().next().context("no process")?;
+    let environ = fs::read(format!("/proc/{pid}/environ"))?;
+    let env = environ.split(|byte| *byte == 0).filter_map(|entry| {
+        let text = std::str::from_utf8(entry).ok()?;
+        text.split_once('=')
+    });
+    let netns = format!("--net={}", daemon.netns().display());
+    let bounding = format!("-all,{capabilities}");
+    // into the container's cgroup where that can be reached from within; who starts it stays outside
+    let join = "for list in /host/sys/fs/cgroup/ztunnel-*/cgroup.procs; do \
+                [ \"$(stat -c %i \"${list%/*}\")\" = \"$(stat -c %i /sys/fs/cgroup)\" ] && echo 0 > \"$list\"; done; exec \"$@\"";
+    let out = Command::new("nsenter")
+        .args([&netns, "--target", pid, "--mount", "--pid", "--cgroup"])
+        .args(["--ipc", "--uts", "--", "sh", "-c", join, "sh"])
+        .args(["setpriv", "--regid", "1337", "--clear-groups"])
+        .args(["--no-new-privs", "--inh-caps", "-all"])
+        .args(["--bounding-set", &bounding])
+        .arg(place::binary("ztunnel")?)
+        .args(["check", "-o", "json"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(env)
+        .output()?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    ensure!(
+        out.status.success(),
+        "{}: {text}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(text.into_owned())
+}
+
 /// The daemon's process runs under a filter, without new privileges, with exactly these capabilities, and alone.
 fn confined(daemon: &Daemon, capabilities: u64) -> Result<()> {
     let pids = fs::read_to_string(daemon.cgroup().join("cgroup.procs"))?;
@@ -215,6 +252,12 @@ fn with_the_api_server(driver: Driver) -> Result<()> {
     );
     cluster.authenticated(&client, &server, &["--send", MARKER])?;
 
+    let said = check(
+        &cluster.daemons[0],
+        "+net_admin,+net_raw,+sys_admin,+sys_ptrace",
+    )?;
+    ensure!(said.contains("own, with 2 processes"), "{said}");
+
     // a rolling update: the new pod beside the old one, then the old one ends
     let node = cluster.world.node(0).clone();
     let next = launches[0].start(&node, env_of(&node, &chart)?, FOUR)?;
@@ -280,6 +323,7 @@ fn the_charts_pod_serves_istio_cni() -> Result<()> {
         "{}",
         line.text
     );
+    check(&daemons[0], "+net_admin,+net_raw,+sys_admin")?;
     let packets = wire.stop()?;
     ensure!(
         !packets.shows(MARKER) && packets.tls(15008) > 0,
