@@ -91,17 +91,21 @@ impl Holder {
     }
 
     /// A cgroup was there before anybody could look: what runs in it is let be until its pod is known to be in the mesh.
-    pub fn found(&mut self, cgroup: &Path, uid: Option<Str>, now: Instant) -> Option<Step> {
+    ///
+    /// - `told`: what a predecessor told the kernel about it, which stays in force until its pod is known
+    pub fn found(
+        &mut self,
+        cgroup: &Path,
+        uid: Option<Str>,
+        told: Option<State>,
+        now: Instant,
+    ) -> Option<Step> {
         self.see(cgroup, uid, now);
         let place = self.places.get_mut(cgroup)?;
         place.followed = true;
-        if place.state.is_none() {
-            place.state = Some(State::Free);
-        }
-        let uid = place.uid.clone();
-        let known = uid.as_ref().is_some_and(|uid| self.pods.contains_key(uid));
-        if known {
-            return self.settle(cgroup, now);
+        if told.is_some() {
+            place.state = told;
+            return None;
         }
         Some(self.step(cgroup, Some(State::Free), false))
     }
@@ -209,7 +213,7 @@ impl Holder {
                 && match place.uid.as_ref().and_then(|uid| self.pods.get(uid)) {
                     Some(Want::Enrolment) => true,
                     Some(_) => false,
-                    None => place.state.is_none(),
+                    None => matches!(place.state, None | Some(State::Held)),
                 }
         });
         waiting.map(|place| place.since + self.rule.timeout).min()
@@ -259,7 +263,7 @@ impl Holder {
             },
             Some(Want::Enrolment) => (State::Held, false),
             // the kernel holds it meanwhile
-            None if place.state.is_none() && late => (State::Free, true),
+            None if late && matches!(place.state, None | Some(State::Held)) => (State::Free, true),
             None => return None,
         };
         (place.state != Some(state)).then(|| self.step(cgroup, Some(state), expired))
@@ -378,7 +382,7 @@ mod tests {
     fn what_was_there_before_is_let_be_until_it_is_known() {
         let (mut holder, now) = (holder(HoldPolicy::Deny), Instant::now());
         let place = Path::new("/cg/old");
-        let found = holder.found(place, Some("o".into()), now);
+        let found = holder.found(place, Some("o".into()), None, now);
         assert_eq!(states(found), [Some(State::Free)]);
         assert_eq!(holder.held(), []);
         let known = holder.know(&"o".into(), Want::Enrolment, None, now);
@@ -386,6 +390,29 @@ mod tests {
         let gone = holder.gone(place).expect("it was there");
         assert_eq!((gone.state, holder.held().len()), (None, 0));
         assert_eq!(holder.gone(place), None);
+    }
+
+    #[test]
+    fn what_a_predecessor_held_stays_held_until_it_is_known() {
+        let now = Instant::now();
+        for (want, state) in [
+            (Want::Enrolment, None),
+            (Want::Freedom, Some(State::Free)),
+            (Want::Nothing, None),
+        ] {
+            let mut holder = holder(HoldPolicy::Deny);
+            let place = Path::new("/cg/a");
+            let found = holder.found(place, Some("a".into()), Some(State::Held), now);
+            assert_eq!((found, holder.held().len()), (None, 1));
+            let known = holder.know(&"a".into(), want, None, now);
+            assert_eq!(
+                states(known),
+                state.map(Some).into_iter().collect::<Vec<_>>()
+            );
+        }
+        let mut holder = holder(HoldPolicy::Deny);
+        holder.found(Path::new("/cg/b"), None, Some(State::Held), now);
+        assert_eq!(states(holder.tick(now + LIMIT)), [Some(State::Free)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! holding cgroups that nobody has told about yet.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -56,10 +56,18 @@ impl Keeper {
             unknown: existing.is_some(),
         };
         let now = Instant::now();
+        let known: HashMap<u64, CgroupState> = lock(capture)
+            .cgroups()
+            .into_iter()
+            .map(|view| (view.id, view.state))
+            .collect();
         for cgroup in existing.into_iter().flatten() {
             let step = match cgroup.kind {
                 Kind::Group => Some(group(cgroup.path)),
-                Kind::Pod => inner.holder.found(&cgroup.path, cgroup.uid, now),
+                Kind::Pod => {
+                    let told = inner.told(&cgroup.path, &known);
+                    inner.holder.found(&cgroup.path, cgroup.uid, told, now)
+                }
             };
             inner.carry_out(step);
         }
@@ -181,6 +189,18 @@ impl Inner {
             Some(State::Free) if step.expired => self.counts.inc("allowed"),
             _ => {}
         }
+    }
+
+    /// What a predecessor told the kernel about a cgroup that waits.
+    fn told(&mut self, cgroup: &Path, known: &HashMap<u64, CgroupState>) -> Option<State> {
+        let id = sys::cgroup::id(cgroup).ok()?;
+        let state = match known.get(&id)? {
+            CgroupState::Held => State::Held,
+            CgroupState::Denied => State::Denied,
+            _ => return None,
+        };
+        self.ids.insert(cgroup.to_owned(), id);
+        Some(state)
     }
 
     /// Keeps the kernel holding what nobody has told about.
