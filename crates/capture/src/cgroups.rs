@@ -67,7 +67,13 @@ impl Capture {
     /// as whoever watches cgroups may lag behind: it ends by itself when nobody is there any more.
     ///
     /// - `window`: at most [`HOLD_WINDOW_MAX`]
+    ///
+    /// Errors: the capture cgroup is the whole hierarchy, so that the node itself would be held.
     pub fn hold_unknown(&mut self, window: Option<Duration>) -> io::Result<()> {
+        if window.is_some() && is_top(&self.config.cgroup)? {
+            let text = "the capture cgroup holds the whole node, not only pods";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let until = match window {
             Some(window) => sys::clock::monotonic()? + window.min(HOLD_WINDOW_MAX),
             None => Duration::ZERO,
@@ -204,6 +210,14 @@ fn level(path: &Path) -> u32 {
         .min()
         .unwrap_or(0);
     u32::try_from(depth).map_or(0, |depth| depth.min(LEVEL_MAX))
+}
+
+/// Whether the cgroup is one that a hierarchy is mounted at.
+fn is_top(path: &Path) -> io::Result<bool> {
+    let id = sys::cgroup::id(path)?;
+    let mounts = sys::cgroup::mounts()?;
+    let mut tops = mounts.iter().map(|mount| sys::cgroup::id(&mount.point));
+    Ok(tops.any(|top| top.is_ok_and(|top| top == id)))
 }
 
 /// Cgroups below some other, by id.

@@ -178,6 +178,17 @@ fn unknown_cgroups_wait_while_told_so() {
 }
 
 #[test]
+fn the_whole_node_is_never_held() {
+    let world = World::new();
+    let mut config = world.config();
+    config.cgroup = world.cgroup.parent().unwrap().to_owned();
+    let mut capture = Capture::start(config).unwrap();
+    let minute = Some(Duration::from_secs(60));
+    assert!(capture.hold_unknown(minute).is_err());
+    capture.hold_unknown(None).unwrap();
+}
+
+#[test]
 fn groups_are_looked_into() {
     let world = World::new();
     let outside = world.listen_outside(&format!("{FAR4}:80"));
