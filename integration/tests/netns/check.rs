@@ -257,7 +257,19 @@ fn programs_of_others_that_shut_capture_out_are_named() -> Result<()> {
     ] {
         bpftool("attach", place, &id, more)?;
         let found = check(node, &[]);
+        // what the kernel itself thinks of one more program there; twice the same is another matter
+        let tried = (place != &own || more != ["multi"])
+            .then(|| bpftool("attach", &own, &id, &["multi"]).is_ok());
+        if tried == Some(true) {
+            bpftool("detach", &own, &id, &[])?;
+        }
         bpftool("detach", place, &id, &[])?;
+        assert_ne!(
+            tried,
+            Some(status == "failed"),
+            "{} {more:?}",
+            place.display()
+        );
         let found = found?;
         let (is, detail) = found.of("cgroup", "exclusive programs of others")?;
         assert_eq!(is, status, "{} {more:?}: {detail}", place.display());
@@ -270,6 +282,20 @@ fn programs_of_others_that_shut_capture_out_are_named() -> Result<()> {
         } else {
             found.fine()?;
         }
+    }
+    // a daemon that starts says the same
+    bpftool("attach", &own, &id, &[])?;
+    let mut refused = Daemon::launch(node, &[])?;
+    let exit = refused.wait_exit(SOON);
+    bpftool("detach", &own, &id, &[])?;
+    ensure!(!exit?.status.success(), "it ended well");
+    let log = refused.log();
+    for word in [
+        "exclusive programs of others",
+        &format!("(id {id})"),
+        "BPF_F_ALLOW_MULTI",
+    ] {
+        ensure!(log.contains(word), "{word} is not in {log}");
     }
     Ok(())
 }
