@@ -7,12 +7,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
@@ -23,12 +25,14 @@ use crate::apiserver::{ApiServer, Kind, Shared};
 use crate::model::{self, MODE_LABEL, Model};
 use crate::pod::{self, App, Pod};
 use crate::serve::Place;
-use crate::{cgroup, netns, place};
+use crate::{cgroup, netns, place, wait};
 
 /// What the daemon writes onto pods.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// On static pods: what their cgroups are named after instead of the UID.
 pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Most time for a sandbox's first process to be there.
+const STEP_MAX: Duration = Duration::from_secs(10);
 /// Address part of the API server on the wire.
 const HOST: u8 = 101;
 /// Its port.
@@ -438,6 +442,11 @@ impl World {
         command.arg("infinity");
         let what = format!("pause of {}", pod.name);
         let pause = App::start(command, &what, &pod.dir.join("apps.log"))?;
+        // the program has taken the shell's place, so it is in the cgroup and the namespace
+        let comm = format!("/proc/{}/comm", pause.pid());
+        wait::until_true(STEP_MAX, &what, || {
+            fs::read_to_string(&comm).is_ok_and(|name| name.trim() == "sleep")
+        })?;
         kubernetes.pauses.insert(pod.name.clone(), pause);
         Ok(())
     }
@@ -488,7 +497,12 @@ impl World {
         drop(self.kubernetes_mut().pauses.remove(name));
         if pod.netns != node.netns {
             // the daemon may hold the namespace for a while; the addresses are not to stay with it
-            let lines = [format!("link delete p{}", pod.host)];
+            let lines = [
+                format!("link delete p{}", pod.host),
+                // whoever has the addresses next has another link address
+                format!("neigh flush dev cni0 to {}", pod.v4),
+                format!("neigh flush dev cni0 to {}", pod.v6),
+            ];
             netns::ip(Some(&node.netns_name), &lines)?;
             netns::ip(None, &[format!("netns delete {}", pod.netns_name)])?;
         }

@@ -92,10 +92,13 @@ impl Cluster {
         });
         let daemon = self.daemon_of(self.pod(name));
         seen.with_context(|| {
+            let object = self.world.api().pod(&self.pod(name).namespace, name);
             format!(
-                "{name}: annotation is {:?}, wanted {wanted:?} since {:?}; log of its daemon:\n{}",
+                "{name}: annotation is {:?}, wanted {wanted:?} since {:?}; {:?} {:?}; log of its daemon:\n{}",
                 self.world.redirection(name),
                 since.elapsed(),
+                object.map(|object| object["status"].to_string()),
+                daemon.config_dump().map(|dump| dump["workloadState"].to_string()),
                 daemon.tail()
             )
         })
@@ -118,7 +121,10 @@ impl Cluster {
 
     /// A connection that is echoed and that both ends saw as authenticated.
     pub fn authenticated(&self, client: &Pod, server: &Pod, more: &[&str]) -> Result<Value> {
-        let seen = echo(client, server.at(9000), more)?;
+        let seen = echo(client, server.at(9000), more).with_context(|| {
+            let logs = self.daemons.iter().map(Daemon::tail);
+            logs.collect::<Vec<_>>().join("\n\nand of the next:\n")
+        })?;
         let line = self.outbound(client, &seen)?;
         ensure!(
             line.field("dst.addr").ends_with(":15008")
