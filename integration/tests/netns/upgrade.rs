@@ -199,9 +199,13 @@ fn under_istio_cni_no_connection_fails_or_is_cut() -> Result<()> {
 
 /// SIGTERM, and it is gone at once and well.
 fn ends_at_once(daemon: &mut Daemon) -> Result<()> {
-    // as soon as it answers it has a handler for the signal
-    integration::until(SOON, "the readiness endpoint", || {
-        Ok(daemon.get(15021, "/healthz/ready").ok())
+    let status = format!("/proc/{}/status", daemon.pid());
+    integration::until(SOON, "a handler for SIGTERM", || {
+        let text = fs::read_to_string(&status)?;
+        let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        // bit 0 is signal 1
+        Ok(caught.filter(|mask| mask & (1 << (Signal::SIGTERM as u32 - 1)) != 0))
     })?;
     let exit = daemon.terminate()?;
     ensure!(exit.status.success(), "{}\n{}", exit.status, daemon.tail());

@@ -8,6 +8,7 @@ mod life;
 mod mixed;
 mod pending;
 mod rows;
+mod sockets;
 mod traffic;
 
 use std::collections::BTreeMap;
