@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::{ConnectionError, Driver, Sender, Settings, Slot};
@@ -33,8 +33,10 @@ struct Inner<K> {
     book: RefCell<Book<K, Sender>>,
     /// Keys being dialled, and who waits for the outcome.
     dials: RefCell<HashMap<K, Rc<Notify>>>,
-    /// The connections' drivers and the sweeper; all end with the pool.
-    tasks: RefCell<JoinSet<()>>,
+    /// The connections' drivers; they end with the pool.
+    drivers: RefCell<JoinSet<()>>,
+    /// The sweeper, at most one; ends with the pool.
+    sweeper: RefCell<JoinSet<()>>,
     sweeping: Cell<bool>,
 }
 
@@ -58,7 +60,8 @@ where
         Pool(Rc::new(Inner {
             book: RefCell::new(Book::new(settings.pool_size, settings.pool_idle)),
             dials: RefCell::default(),
-            tasks: RefCell::new(JoinSet::new()),
+            drivers: RefCell::new(JoinSet::new()),
+            sweeper: RefCell::new(JoinSet::new()),
             sweeping: Cell::new(false),
         }))
     }
@@ -89,6 +92,16 @@ where
     /// Takes all connections out of the pool: the idle ones close, the others when their tunnels have ended.
     pub fn clear(&self) {
         self.0.book.borrow_mut().clear();
+    }
+
+    /// Takes all connections out and lets them end in peace: those without tunnels send GOAWAY and close. What is left
+    /// after `within` is dropped.
+    pub async fn close(self, within: Duration) {
+        self.clear();
+        let mut drivers = self.0.drivers.take();
+        let ended = async { while drivers.join_next().await.is_some() {} };
+        // the rest is aborted with the set
+        let _ = timeout(within, ended).await;
     }
 
     /// Connections in the pool.
@@ -137,7 +150,7 @@ where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let pool = Rc::downgrade(&self.0);
-        self.spawn(async move {
+        let driven = async move {
             match driver.await {
                 Ok(()) => debug!(peer = ?key, "connection closed"),
                 Err(error @ ConnectionError::PingTimeout(_)) => {
@@ -148,21 +161,23 @@ where
             if let Some(pool) = pool.upgrade() {
                 pool.book.borrow_mut().prune(&key);
             }
-        });
+        };
+        spawn(&self.0.drivers, driven);
     }
 
     /// Keeps one task that releases idle connections while there are any.
     fn start_sweeper(&self) {
         if !self.0.sweeping.replace(true) {
-            self.spawn(sweep(Rc::downgrade(&self.0)));
+            spawn(&self.0.sweeper, sweep(Rc::downgrade(&self.0)));
         }
     }
+}
 
-    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let mut tasks = self.0.tasks.borrow_mut();
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn_local(task);
-    }
+/// Runs a task for as long as the set is there.
+fn spawn(tasks: &RefCell<JoinSet<()>>, task: impl Future<Output = ()> + 'static) {
+    let mut tasks = tasks.borrow_mut();
+    while tasks.try_join_next().is_some() {}
+    tasks.spawn_local(task);
 }
 
 async fn sweep<K: Clone + Eq + Hash>(pool: Weak<Inner<K>>) {

@@ -209,7 +209,7 @@ impl Shard {
             Command::Take(pod, kind, stream, stay) => accept::take(self, &pod, kind, stream, stay),
             Command::Forget(serial) => {
                 if let Some(tunnels) = self.tunnels.borrow_mut().remove(&serial) {
-                    tunnels.clear();
+                    drop(tokio::task::spawn_local(tunnels.close()));
                 }
             }
             // the asker may have given up, which is its own business

@@ -25,6 +25,9 @@ use crate::shard::Shard;
 /// Longest wait for a TLS handshake, on either side, so that a half-open peer holds nothing for long.
 pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a tunnel of a pod that has left may take to tell its peer.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
 /// Tunnels tried for one connection when the peer leaves (it restarts) before it has answered.
 const CONNECT_TRIES_MAX: usize = 3;
 
@@ -119,9 +122,9 @@ impl Tunnels {
         Ok((sender, driver.cut_when(revoked(watch, pod.uid.clone(), to))))
     }
 
-    /// Shares none of the tunnels any longer; idle ones close.
-    pub(crate) fn clear(self: &Rc<Self>) {
-        self.pool.clear();
+    /// Ends all of them, of a pod that has left: the peers are told.
+    pub(crate) async fn close(self: Rc<Self>) {
+        self.pool.clone().close(GOODBYE_MAX).await;
     }
 }
 

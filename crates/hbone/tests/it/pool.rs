@@ -286,6 +286,34 @@ fn clearing_closes_idle_connections_and_spares_tunnels() {
 }
 
 #[test]
+fn a_pool_that_closes_says_goodbye_and_waits_for_tunnels_no_longer_than_told() {
+    run_paused(async {
+        let pool = pool();
+        let raw = Rc::new(Cell::new(None));
+        let dial = async || {
+            let (near, far) = tokio::io::duplex(PIPE);
+            raw.set(Some(Raw(far)));
+            hbone::handshake(near, &Settings::default()).await
+        };
+        drop(pool.get(&"idle", dial).await.unwrap());
+        let mut idle = raw.take().unwrap();
+        idle.read_preface().await;
+        let (give, mut ends) = tokio::sync::mpsc::unbounded_channel();
+        let slot = pool.get(&"busy", watched(give)).await.unwrap();
+        let (_send, mut recv) = slot.connect(&connect()).await.unwrap().split();
+        let start = Instant::now();
+        let closed = spawn_local(pool.close(Duration::from_secs(3)));
+        assert_eq!(idle.read_event().await, frame(GOAWAY, 0, 0, &[0; 8]));
+        assert_eq!(idle.next().await, None);
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(recv.data().await.unwrap().is_err(), "it was given its time");
+        assert_eq!(start.elapsed().as_secs(), 3);
+        closed.await.unwrap();
+        ends.recv().await.unwrap();
+    });
+}
+
+#[test]
 fn dropping_the_pool_closes_everything() {
     run(async {
         let pool = pool();
