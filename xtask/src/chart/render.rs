@@ -202,15 +202,13 @@ pub fn schemas(tools: &Tools) -> Result<Step> {
             .arg(golden(&case.name));
         let output = output(&mut command)?;
         let text = said(&output);
-        let complaint = |line: &&str| {
-            !line.trim().is_empty()
-                && !line.starts_with("INFO")
-                && !(line.starts_with("WARN")
-                    && FOREIGN
-                        .iter()
-                        .any(|kind| line.contains(&format!("for kind {kind} "))))
+        let foreign = |line: &str| {
+            let mut kinds = FOREIGN.iter();
+            line.starts_with("WARN")
+                && kinds.any(|kind| line.contains(&format!("for kind {kind} ")))
         };
-        let complaints: Vec<&str> = text.lines().filter(complaint).collect();
+        let fine = |line: &str| line.trim().is_empty() || line.starts_with("INFO") || foreign(line);
+        let complaints: Vec<&str> = text.lines().filter(|line| !fine(line)).collect();
         let bad = !output.status.success() || !complaints.is_empty();
         step.judge(bad.then(|| format!("{}: {}", case.name, complaints.join("; "))));
     }
