@@ -14,6 +14,7 @@ mod container;
 mod control_plane;
 mod endpoints;
 mod fail_closed;
+mod goodbye;
 mod ground;
 mod hold;
 mod istio_ca;
