@@ -229,13 +229,14 @@ fn program(name: &str) -> Result<String> {
 }
 
 fn bpftool(action: &str, cgroup: &Path, id: &str, more: &[&str]) -> Result<()> {
-    let status = Command::new("bpftool")
+    let output = Command::new("bpftool")
         .args(["cgroup", action])
         .arg(cgroup)
         .args(["connect4", "id", id])
         .args(more)
-        .status()?;
-    ensure!(status.success(), "bpftool cgroup {action}: {status}");
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "bpftool cgroup {action}: {said}");
     Ok(())
 }
 
