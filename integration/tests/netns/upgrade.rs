@@ -53,7 +53,16 @@ impl Load {
             "10.96.0.10:9000".parse()?,
         ] {
             let to = to.to_string();
-            let args = ["load", "--to", &to, "--count", "100", "--stop-file"];
+            let args = [
+                "load",
+                "--to",
+                &to,
+                "--threads",
+                "8",
+                "--count",
+                "100",
+                "--stop-file",
+            ];
             let app = load.start(&args)?;
             app.wait_line(SOON, "done 100", |line| line == "done 100")?;
             load.short.push(app);
