@@ -89,6 +89,7 @@ fn a_restarted_kubelet_is_found_again() {
     run_in(&first.0);
     let mut config = world.config();
     config.host_proc = proc.path().to_owned();
+    config.kubelet_cgroup = None;
     let mut capture = capture::Capture::start(config).unwrap();
     let attached = || {
         let link = sys::bpf::pinned(&world.pins.join("v2/link-kubelet")).unwrap();

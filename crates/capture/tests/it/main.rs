@@ -4,6 +4,7 @@
 
 mod app;
 mod daemons;
+mod drift;
 mod guard;
 mod hold;
 mod inbound;

@@ -99,7 +99,8 @@ impl World {
             daemon_cgroup_id: sys::cgroup::id(self.cgroup.parent().unwrap()).unwrap(),
             exempt_sources: vec![],
             host_proc: "/proc".into(),
-            kubelet_cgroup: None,
+            // not that of another test
+            kubelet_cgroup: Some(self.cgroup.join("no-kubelet")),
         }
     }
 
