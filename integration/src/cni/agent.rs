@@ -171,11 +171,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Number of live connections, as far as the agent knows.
-    pub fn connections(&self) -> usize {
-        self.shared.members().len()
-    }
-
     /// Puts a pod into the cache, or takes what is known of it out, without telling anyone: the next snapshot shows it.
     pub fn cache(&self, uid: &str, entry: Option<Entry>) {
         let mut cache = self.shared.cache();

@@ -44,13 +44,6 @@ impl Manual {
         );
         Ok(session)
     }
-
-    /// Waits for a connection and looks no further.
-    ///
-    /// Errors: none comes within `limit`.
-    pub fn accept(&self, limit: Duration) -> io::Result<Link> {
-        self.port.accept(Some(limit))
-    }
 }
 
 /// A connection whose hello was read. Dropping it closes it.
@@ -63,11 +56,6 @@ impl Session {
     /// When it was accepted.
     pub fn since(&self) -> Instant {
         self.since
-    }
-
-    /// The connection.
-    pub fn link(&self) -> &Link {
-        &self.link
     }
 
     /// Sends a packet.

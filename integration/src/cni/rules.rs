@@ -72,16 +72,9 @@ impl Rules {
     ///
     /// Errors: of the tools.
     pub fn install(&self, pod: &Pod) -> Result<()> {
-        self.install_in(&pod.netns, &pod.netns_name)
-    }
-
-    /// The same in a namespace that is not the pod's first one.
-    ///
-    /// Errors: of the tools.
-    pub fn install_in(&self, netns: &Path, netns_name: &str) -> Result<()> {
         for family in &FAMILIES {
-            restore(netns, family.restore, &self.tables(family))?;
-            routing(family, netns_name, "add")?;
+            restore(&pod.netns, family.restore, &self.tables(family))?;
+            routing(family, &pod.netns_name, "add")?;
         }
         Ok(())
     }

@@ -129,6 +129,8 @@ fn the_daemon_dials_until_the_agent_is_there() -> Result<()> {
             Ok((daemon.get(15021, "/healthz/ready")?.status == 500).then_some(()))
         })?;
         wait_served(&daemon, &pod.netns, 1).with_context(|| format!("round {round}"))?;
+        // an agent that restarts may have no handle of the namespace any more
+        site.agent.cache(&pod.uid, Some(Entry::kept(pod)));
     }
     Ok(())
 }
