@@ -349,5 +349,5 @@ fn a_daemon_settles_in_a_cgroup_of_its_own() {
         "once settled, it stays"
     );
     drop(app);
-    assert!(crate::world::until(|| std::fs::remove_dir(&child).is_ok()));
+    assert!(until(|| std::fs::remove_dir(&child).is_ok()));
 }
