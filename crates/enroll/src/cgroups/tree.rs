@@ -106,3 +106,9 @@ pub(super) fn inode(path: &Path) -> Option<u64> {
         .ok()
         .map(|metadata| metadata.ino())
 }
+
+/// Whether there is certainly no such directory.
+pub(super) fn is_gone(path: &Path) -> bool {
+    let seen = fs::symlink_metadata(path);
+    seen.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}

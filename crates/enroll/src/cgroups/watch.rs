@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::tree::{Branch, DIRECTORIES_MAX, inode, walk, walk_branch};
+use super::tree::{Branch, DIRECTORIES_MAX, inode, is_gone, walk, walk_branch};
 use super::{CgroupEvent, Kind, PodCgroup};
 
 /// Changes waiting for their reader; beyond, the kernel's queue fills and a walk finds the rest.
@@ -220,12 +220,9 @@ impl Tree {
         let mut changes = Vec::new();
         let there: std::collections::HashSet<&PathBuf> =
             found.iter().map(|(cgroup, _)| &cgroup.path).collect();
-        let lost: Vec<PathBuf> = self
-            .known
-            .keys()
-            .filter(|known| !there.contains(known))
-            .cloned()
-            .collect();
+        // a walk may miss what it could not read
+        let lost = self.known.keys().filter(|known| !there.contains(known));
+        let lost: Vec<PathBuf> = lost.filter(|known| is_gone(known)).cloned().collect();
         lost.iter()
             .rev()
             .for_each(|path| self.gone(path, &mut changes));

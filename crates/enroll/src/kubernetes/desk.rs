@@ -90,20 +90,22 @@ enum Wish {
 impl Entry {
     fn wish(&self) -> Wish {
         match (&self.face, &self.report) {
-            (Face::Out, _) | (_, Some(Report::Left)) => Wish::Be(None),
-            (_, Some(Report::Captured)) => Wish::Be(Some(ENABLED)),
-            (Face::Waiting(_), _) | (_, Some(Report::Pending { .. })) => Wish::Be(Some(PENDING)),
-            (Face::In | Face::Expected, None) => Wish::Leave,
+            (Face::Out, _) | (Face::In, Some(Report::Left)) => Wish::Be(None),
+            (Face::In, Some(Report::Captured)) => Wish::Be(Some(ENABLED)),
+            (Face::Waiting(_), _) | (Face::In, Some(Report::Pending { .. })) => {
+                Wish::Be(Some(PENDING))
+            }
+            (Face::Expected, _) | (Face::In, None) => Wish::Leave,
         }
     }
 
     /// Why it is pending.
     fn trouble(&self) -> Option<&str> {
         match (&self.face, &self.report) {
-            (Face::Out, _) | (_, Some(Report::Left | Report::Captured)) => None,
-            (_, Some(Report::Pending { reason })) => Some(reason),
-            (Face::Waiting(reason), None) => Some(reason),
-            (Face::In | Face::Expected, None) => None,
+            (Face::Waiting(reason), _) | (Face::In, Some(Report::Pending { reason })) => {
+                Some(reason)
+            }
+            (Face::Out | Face::Expected | Face::In, _) => None,
         }
     }
 
@@ -184,7 +186,7 @@ impl Desk {
         });
         entry.actual = pod.redirection.clone();
         let before = entry.wish();
-        if seen.face == Face::Out {
+        if seen.face != Face::In {
             // reports of the time before do not count when it comes back
             entry.report = None;
         }
@@ -201,7 +203,7 @@ impl Desk {
     pub(super) fn report(&mut self, uid: &str, report: Report, now: Instant) {
         if let Some(entry) = self.pods.get_mut(uid) {
             let before = entry.wish();
-            entry.report = Some(report).filter(|_| entry.face != Face::Out);
+            entry.report = Some(report).filter(|_| entry.face == Face::In);
             entry.changed(before, now);
         }
     }

@@ -123,7 +123,7 @@ impl Source {
         match change {
             Change::Appeared(PodCgroup { uid: None, .. }, _) => {}
             Change::Appeared(cgroup, inode) => self.state.cgroup_appeared(cgroup, inode, now),
-            Change::Gone(path) => self.state.cgroup_gone(&path, now),
+            Change::Gone(path) => self.state.cgroup_gone(&path),
             Change::Inside(path) => self.state.nudge(&path, now),
         }
     }

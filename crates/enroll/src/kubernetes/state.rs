@@ -50,8 +50,9 @@ struct Entry {
     pod: Arc<KnownPod>,
     place: Option<Place>,
     missing: Option<Missing>,
-    /// last seen; stays when it goes, because then the pod goes too
     cgroup: Option<(PathBuf, u64)>,
+    /// it had a cgroup, and nothing of it runs now
+    ended: bool,
     look: Look,
     /// in the mesh if it has a place
     wanted: bool,
@@ -148,6 +149,7 @@ impl State {
                     place: None,
                     missing: None,
                     cgroup,
+                    ended: false,
                     look: Look::new(now),
                     wanted: false,
                     deleted: None,
@@ -237,16 +239,37 @@ impl State {
         for uid in self.of_key(&key) {
             if let Some(entry) = self.pods.get_mut(&uid) {
                 entry.cgroup = Some((cgroup.path.clone(), inode));
+                entry.ended = false;
                 entry.look.soon(now);
                 self.dirty.insert(uid);
             }
         }
     }
 
-    /// A cgroup is gone.
-    pub(super) fn cgroup_gone(&mut self, path: &Path, now: Instant) {
+    /// A cgroup is gone, and with it all that ran there: a pod that comes back comes back elsewhere.
+    pub(super) fn cgroup_gone(&mut self, path: &Path) {
         self.cgroups.retain(|_, (known, _)| known != path);
-        self.nudge(path, now);
+        let own = |entry: &&Entry| {
+            entry
+                .cgroup
+                .as_ref()
+                .is_some_and(|(known, _)| known == path)
+        };
+        let own = self.pods.values().filter(own);
+        for uid in own.map(|entry| entry.pod.uid.clone()).collect::<Vec<_>>() {
+            let Some(entry) = self.pods.get_mut(&uid) else {
+                continue;
+            };
+            if entry.deleted.is_some() {
+                self.forget(&uid);
+                continue;
+            }
+            entry.cgroup = None;
+            entry.place = None;
+            entry.missing = None;
+            entry.ended = true;
+            self.dirty.insert(uid);
+        }
     }
 
     /// Something has changed inside of a pod's cgroup: look there soon.
@@ -476,6 +499,7 @@ fn left(place: &Place, missing: &Missing) -> bool {
 /// A pod without a place: one that does not run is none of our failures.
 fn waiting(entry: &Entry) -> Face {
     let reason = match &entry.missing {
+        _ if entry.ended => return Face::Expected,
         _ if entry.cgroup.is_none() => "no cgroup of the pod found".to_owned(),
         None => return Face::Expected,
         Some(missing) => missing.to_string(),

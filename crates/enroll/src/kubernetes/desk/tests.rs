@@ -128,6 +128,24 @@ fn a_short_wait_is_not_written_about() {
 }
 
 #[test]
+fn only_what_is_handed_on_can_be_captured() {
+    let mut world = World::new();
+    world.seen("a", Face::In, Some("enabled"));
+    world.report("a", Report::Captured);
+    // its processes are elsewhere; what the node says of before does not count
+    world.seen("a", Face::Waiting("moved".into()), Some("enabled"));
+    world.report("a", Report::Captured);
+    world.report("a", Report::Left);
+    assert_eq!(world.done(), ["a pending"]);
+    world.pass(5);
+    assert_eq!(world.done(), ["a warn moved"]);
+    // nothing of it runs: whether it comes back or goes will be seen
+    world.seen("a", Face::Expected, Some("enabled"));
+    world.report("a", Report::Left);
+    assert_eq!(world.done(), [""; 0]);
+}
+
+#[test]
 fn what_is_claimed_wrongly_is_taken_back_at_once() {
     let mut world = World::new();
     world.seen("a", Face::In, Some("enabled"));

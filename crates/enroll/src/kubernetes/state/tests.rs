@@ -285,7 +285,6 @@ fn a_place_stays_until_there_is_another() {
     world.found("a", &old);
     world.told();
     world.missing("a", Missing::NoProcess);
-    world.state.cgroup_gone(&cgroup("a").path, world.now);
     world.missing("a", Missing::NoNamespace);
     assert_eq!(world.told(), [""; 0]);
     let nowhere = |namespaces| Missing::NoAddress {
@@ -312,6 +311,31 @@ fn a_place_stays_until_there_is_another() {
         (spec.netns_inode, spec.cgroup_inode),
         (Some(new.netns.0.inode()), Some(9))
     );
+}
+
+#[test]
+fn a_pod_whose_cgroup_went_has_ended_or_comes_back() {
+    let (old, new) = (place(), place());
+    let both = vec![pod("a", None), pod("b", None)];
+    let mut world = World::listed(Some("ambient"), both);
+    for (uid, inode) in [("a", 1), ("b", 2)] {
+        world.cgroup(uid, inode);
+        world.found(uid, &old);
+    }
+    world.told();
+    world.state.cgroup_gone(&cgroup("a").path);
+    let settled = world.state.settle();
+    assert_eq!(settled.seen[0].face, Face::Expected);
+    assert_eq!(settled.events.len(), 1);
+    assert_eq!(world.due(), [""; 0]);
+    world.cgroup("a", 3);
+    world.found("a", &new);
+    assert_eq!(world.told(), ["in a"]);
+    // of a deleted pod that is the end
+    world.delete("b");
+    assert_eq!(world.told(), [""; 0]);
+    world.state.cgroup_gone(&cgroup("b").path);
+    assert_eq!(world.told(), ["gone b"]);
 }
 
 #[test]
