@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use capture::{Capture, Cure, Drift, DriftKind};
+use capture::{Capture, Cure, Drift, DriftKind, Survey};
 use telemetry::metrics::Counters;
 
 use crate::endpoint::ready::Ready;
@@ -43,6 +43,13 @@ pub struct Findings {
 }
 
 impl Findings {
+    fn add(&mut self, other: Self) {
+        self.reopen.extend(other.reopen);
+        self.elsewhere.extend(other.elsewhere);
+        self.hindered.extend(other.hindered);
+        self.broken.extend(other.broken);
+    }
+
     /// Why a pod is not captured as it should be, if it is not.
     pub fn of(&self, uid: &str) -> Option<String> {
         let shared = |of: &str| of.is_empty() || of == uid;
@@ -78,12 +85,28 @@ impl Keeper {
 
     /// Reads one pod back and repairs it. It is captured when there is nothing about it in the findings.
     pub fn look(&mut self, cookie: u64) -> Findings {
-        self.rounds(Some(cookie))
+        let mut findings = self.rounds(Some(cookie), None);
+        if let Some(shared) = self.broken.get(&None) {
+            findings.broken.push((String::new(), shared.clone()));
+        }
+        self.tell_ready();
+        findings
     }
 
-    /// The same for all pods and what they share.
-    pub fn look_at_all(&mut self) -> Findings {
-        self.rounds(None)
+    /// The same for all pods and what they share; lets others of the thread work in between.
+    pub async fn look_at_all(&mut self) -> Findings {
+        let mut findings = self.rounds(None, None);
+        let (survey, cookies): (_, Vec<u64>) = {
+            let capture = lock(&self.capture);
+            let cookies = capture.enrolled().map(|(_, cookie)| cookie).collect();
+            (capture.survey(), cookies)
+        };
+        for cookie in cookies {
+            findings.add(self.rounds(Some(cookie), Some(&survey)));
+            tokio::task::yield_now().await;
+        }
+        self.tell_ready();
+        findings
     }
 
     /// Forgets a pod that is captured no longer.
@@ -93,33 +116,38 @@ impl Keeper {
         self.tell_ready();
     }
 
-    fn rounds(&mut self, only: Option<u64>) -> Findings {
+    /// Looks at a pod, or at what all pods share, and has it repaired, until there is nothing more to repair.
+    ///
+    /// - `survey`: for the first look
+    fn rounds(&mut self, place: Option<u64>, survey: Option<&Survey>) -> Findings {
         let mut counted = HashSet::new();
         let mut findings = Findings::default();
         for round in 1..=ROUNDS_MAX {
-            let drifts = match only {
-                Some(cookie) => lock(&self.capture).verify(cookie),
-                None => lock(&self.capture).check(),
+            let drifts = {
+                let capture = lock(&self.capture);
+                match (place, survey.filter(|_| round == 1)) {
+                    (None, _) => capture.verify_shared(),
+                    (Some(cookie), Some(survey)) => capture.verify_by(cookie, survey),
+                    (Some(cookie), None) => capture.verify(cookie),
+                }
             };
             findings = Findings::default();
-            match only {
-                Some(cookie) => drop(self.broken.remove(&Some(cookie))),
-                None => self.broken.clear(),
-            }
-            let mut repaired = false;
+            self.broken.remove(&place);
+            let mut repaired = HashSet::new();
             for drift in drifts {
-                let told = counted.insert((drift.cookie, drift.kind, drift.what.clone()))
-                    && self.count(&drift);
-                repaired |= self.treat(&drift, told, round == ROUNDS_MAX, &mut findings);
+                let told = counted.insert((drift.kind, drift.what.clone())) && self.count(&drift);
+                let last = round == ROUNDS_MAX;
+                // one repair mends all of its kind
+                if repaired.contains(&drift.kind) {
+                    tell_repaired(&drift, told);
+                } else if self.treat(&drift, told, last, &mut findings) {
+                    repaired.insert(drift.kind);
+                }
             }
-            if !repaired {
+            if repaired.is_empty() {
                 break;
             }
         }
-        if let Some(shared) = self.broken.get(&None).filter(|_| only.is_some()) {
-            findings.broken.push((String::new(), shared.clone()));
-        }
-        self.tell_ready();
         findings
     }
 
@@ -129,9 +157,7 @@ impl Keeper {
             Cure::Repair if last => "it comes back at once".to_owned(),
             Cure::Repair => match lock(&self.capture).repair(drift) {
                 Ok(()) => {
-                    if told {
-                        tracing::info!(pod = %drift.uid, kind = %drift.kind, "capture repaired");
-                    }
+                    tell_repaired(drift, told);
                     return true;
                 }
                 Err(error) => error.to_string(),
@@ -151,7 +177,9 @@ impl Keeper {
                 return false;
             }
         };
-        tracing::error!(pod = %drift.uid, kind = %drift.kind, error, "capture not repaired, trying again");
+        if told {
+            tracing::error!(pod = %drift.uid, kind = %drift.kind, error, "capture not repaired, trying again");
+        }
         let text = format!("{}: {error}", drift.what);
         findings.broken.push((drift.uid.clone(), text.clone()));
         self.broken.insert(drift.cookie, text);
@@ -189,6 +217,12 @@ impl Keeper {
         } else {
             self.ready.pending(READY_TASK);
         }
+    }
+}
+
+fn tell_repaired(drift: &Drift, told: bool) {
+    if told {
+        tracing::info!(pod = %drift.uid, kind = %drift.kind, "capture repaired");
     }
 }
 

@@ -8,7 +8,7 @@ mod leave;
 mod repair;
 mod start;
 
-pub use check::Drift;
+pub use check::{Drift, Survey};
 pub use leave::{Released, release_pinned};
 
 use std::collections::{BTreeMap, HashMap};

@@ -23,7 +23,7 @@ mod saved;
 pub mod sockets;
 mod sysctl;
 
-pub use capture::{Adopted, Capture, Config, Drift, Released, release_pinned};
+pub use capture::{Adopted, Capture, Config, Drift, Released, Survey, release_pinned};
 pub use cgroups::{CgroupView, HOLD_WINDOW_MAX};
 pub use diff::{Cure, DriftKind};
 pub use error::{EnrollError, ReleaseError, StartError, Step};

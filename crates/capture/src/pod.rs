@@ -197,7 +197,7 @@ pub(crate) struct Sight<'a> {
 ///
 /// - `wanted`, `former`: what should be there, and what may still be
 pub(crate) fn actual(
-    sight: &mut Sight<'_>,
+    sight: &Sight<'_>,
     pod: &PodWanted,
     netlink: &mut Netlink,
     wanted: &State,
@@ -288,7 +288,7 @@ fn other_programs(netns: &Netns, ours: Option<u32>) -> Vec<Other> {
 }
 
 /// The pod's processes, or the path to its namespace, are elsewhere.
-fn elsewhere(sight: &mut Sight<'_>, pod: &PodWanted) -> Vec<Other> {
+fn elsewhere(sight: &Sight<'_>, pod: &PodWanted) -> Vec<Other> {
     let mut found = Vec::new();
     let (id, path) = (pod.netns.id(), &pod.netns_path);
     // the file of a process says where that process is, whosever it is by now

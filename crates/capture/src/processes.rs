@@ -3,6 +3,7 @@
 //! A process elsewhere is not captured, whatever all else says. Leaves what follows from it to others.
 //! Source: cgroups(7), proc(5) (`cgroup`, `stat`, `uptime`).
 
+use std::cell::OnceCell;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -27,9 +28,11 @@ const START_TIME: usize = 19;
 /// The processes of the node, as one procfs shows them.
 pub(crate) struct Processes<'a> {
     proc: &'a Path,
-    /// all of them with their cgroup's path, once that was needed
-    all: Option<Vec<(u32, PathBuf)>>,
+    all: &'a AllProcesses,
 }
+
+/// All processes of the node with their cgroup's path, once that was needed.
+pub(crate) type AllProcesses = OnceCell<Vec<(u32, PathBuf)>>;
 
 /// Processes of a pod that are not where they should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +48,13 @@ pub(crate) struct Elsewhere {
 }
 
 impl<'a> Processes<'a> {
-    /// Nothing is read yet.
-    pub fn new(proc: &'a Path) -> Self {
-        Self { proc, all: None }
+    /// - `all`: where they are kept for the next look, should they have to be read
+    pub fn new(proc: &'a Path, all: &'a AllProcesses) -> Self {
+        Self { proc, all }
     }
 
     /// Those of the cgroup, or below it, that have been in another network namespace for a while.
-    pub fn elsewhere(&mut self, cgroup: &Path, netns: NetnsId) -> Option<Elsewhere> {
+    pub fn elsewhere(&self, cgroup: &Path, netns: NetnsId) -> Option<Elsewhere> {
         let mut found: Option<Elsewhere> = None;
         let mut right = 0;
         for pid in self.of(cgroup) {
@@ -77,7 +80,7 @@ impl<'a> Processes<'a> {
     }
 
     /// Processes in the cgroup or below it, by the ids of the procfs.
-    fn of(&mut self, cgroup: &Path) -> Vec<u32> {
+    fn of(&self, cgroup: &Path) -> Vec<u32> {
         let mut pids = Vec::new();
         let mut cgroups = vec![(cgroup.to_owned(), 0)];
         let mut looked = 0;
@@ -104,14 +107,13 @@ impl<'a> Processes<'a> {
     }
 
     /// The same, told by what the procfs says of each process.
-    fn by_path(&mut self, cgroup: &Path) -> Vec<u32> {
+    fn by_path(&self, cgroup: &Path) -> Vec<u32> {
         let mounts = sys::cgroup::mounts().unwrap_or_default();
         let inside = mounts
             .iter()
             .find_map(|mount| cgroup.strip_prefix(&mount.point).ok());
         let wanted = names(inside.unwrap_or(cgroup));
-        let proc = self.proc;
-        let all = self.all.get_or_insert_with(|| read_all(proc));
+        let all = self.all.get_or_init(|| read_all(self.proc));
         let inside =
             |(pid, path): &(u32, PathBuf)| is_within(&names(path), &wanted).then_some(*pid);
         all.iter().filter_map(inside).collect()
@@ -216,7 +218,8 @@ mod tests {
         let own = sys::cgroup::own_path().unwrap();
         let mount = sys::cgroup::mounts().unwrap().remove(0);
         let cgroup = mount.point.join(own.trim_start_matches('/'));
-        let mut processes = Processes::new(Path::new("/proc"));
+        let all = OnceCell::new();
+        let processes = Processes::new(Path::new("/proc"), &all);
         let pid = std::process::id();
         assert!(processes.of(&cgroup).contains(&pid));
         assert!(processes.by_path(&cgroup).contains(&pid));

@@ -7,7 +7,7 @@ use enroll::kubernetes::Report;
 use mesh::Str;
 
 use super::{Member, Node, Redirection, lock};
-use crate::repair::{self, Findings};
+use crate::repair::Findings;
 
 impl Node {
     /// The kernel side, where it is ours.
@@ -112,8 +112,8 @@ impl Node {
         if self.is_superseded() {
             return;
         }
-        let found = self.repair.as_mut().map(repair::Keeper::look_at_all);
-        if let Some(found) = found {
+        if let Some(repair) = &mut self.repair {
+            let found = repair.look_at_all().await;
             let all: Vec<Str> = self.members.keys().cloned().collect();
             self.follow(found, &all).await;
         }

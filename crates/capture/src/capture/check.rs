@@ -9,7 +9,7 @@ use crate::diff::{Cure, Difference, DriftKind, diff};
 use crate::maps::{Tables, prefix};
 use crate::netlink::Netlink;
 use crate::pod::{self, PodWanted, Sight, State};
-use crate::processes::Processes;
+use crate::processes::{AllProcesses, Processes};
 use crate::programs::CGROUP_PROGRAMS;
 
 /// Something in the kernel that is not as it should be.
@@ -39,17 +39,19 @@ impl Drift {
     }
 }
 
+/// What is read once for looks at many pods.
+pub struct Survey {
+    tables: Option<Tables>,
+    processes: AllProcesses,
+}
+
 impl Capture {
     /// Compares what should be with what the kernel says. Empty when all is well, or when a successor owns capture.
     pub fn check(&self) -> Vec<Drift> {
-        if self.superseded() {
-            return Vec::new();
-        }
-        let mut found = self.check_shared();
-        let tables = self.maps.tables();
-        let mut sight = self.sight(Some(&tables));
-        for (cookie, entry) in &self.pods {
-            self.check_pod(*cookie, entry, &mut sight, &mut found);
+        let survey = self.survey();
+        let mut found = self.verify_shared();
+        for cookie in self.pods.keys() {
+            found.extend(self.verify_by(*cookie, &survey));
         }
         found
     }
@@ -58,33 +60,51 @@ impl Capture {
     ///
     /// Empty too when this process has not enrolled it, or a successor owns capture.
     pub fn verify(&self, cookie: u64) -> Vec<Drift> {
+        let asked_for = Survey {
+            tables: None,
+            processes: AllProcesses::new(),
+        };
+        self.verify_by(cookie, &asked_for)
+    }
+
+    /// Reads what [`Capture::verify_by`] needs of all pods. It ages: not to be used after a repair.
+    pub fn survey(&self) -> Survey {
+        Survey {
+            tables: Some(self.maps.tables()),
+            processes: AllProcesses::new(),
+        }
+    }
+
+    /// [`Capture::verify`] that also finds surplus entries, by what was read before.
+    pub fn verify_by(&self, cookie: u64, survey: &Survey) -> Vec<Drift> {
         let mut found = Vec::new();
         if let Some(entry) = self.pods.get(&cookie).filter(|_| !self.superseded()) {
-            let mut sight = self.sight(None);
-            self.check_pod(cookie, entry, &mut sight, &mut found);
+            self.check_pod(cookie, entry, &self.sight(survey), &mut found);
         }
         found
     }
 
-    fn sight<'a>(&'a self, tables: Option<&'a Tables>) -> Sight<'a> {
+    /// Compares what all pods share. Empty when all is well, or when a successor owns capture.
+    pub fn verify_shared(&self) -> Vec<Drift> {
+        if self.superseded() {
+            return Vec::new();
+        }
+        self.check_shared()
+    }
+
+    fn sight<'a>(&'a self, survey: &'a Survey) -> Sight<'a> {
         let enrolled = self.pods.values();
         Sight {
             maps: &self.maps,
-            tables,
+            tables: survey.tables.as_ref(),
             pins: &self.pins,
             proc: &self.config.host_proc,
-            processes: Processes::new(&self.config.host_proc),
+            processes: Processes::new(&self.config.host_proc, &survey.processes),
             enrolled: enrolled.map(|entry| entry.pod.netns.inode()).collect(),
         }
     }
 
-    fn check_pod(
-        &self,
-        cookie: u64,
-        entry: &Enrolled,
-        sight: &mut Sight<'_>,
-        found: &mut Vec<Drift>,
-    ) {
+    fn check_pod(&self, cookie: u64, entry: &Enrolled, sight: &Sight<'_>, found: &mut Vec<Drift>) {
         let differences = self.compare(entry, sight).unwrap_or_else(|error| {
             let what = format!("cannot be read: {error}");
             vec![Difference::new(DriftKind::Unreadable, what)]
@@ -98,7 +118,7 @@ impl Capture {
         }));
     }
 
-    fn compare(&self, entry: &Enrolled, sight: &mut Sight<'_>) -> io::Result<Vec<Difference>> {
+    fn compare(&self, entry: &Enrolled, sight: &Sight<'_>) -> io::Result<Vec<Difference>> {
         let mut netlink = Netlink::open(&entry.pod.netns)?;
         let wanted = self.wanted(entry, &mut netlink)?;
         let former = entry.applied.as_ref();
