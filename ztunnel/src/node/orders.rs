@@ -27,6 +27,12 @@ impl Node {
     }
 
     async fn start_ordered(&mut self, spec: Arc<PodSpec>) -> anyhow::Result<()> {
+        let place = spec.netns_handle.as_ref().map(|handle| handle.0.cookie());
+        let serving = self.members.get(&spec.uid).and_then(|m| m.serving.as_ref());
+        if serving.is_some_and(|serving| Some(serving.cookie) == place) {
+            // asked again, as the answer came too late the first time
+            return Ok(());
+        }
         // another namespace under the same UID: what was there is over, also when the new one cannot be served
         self.cut(&spec.uid);
         let serving = self.open(&spec).await?;
