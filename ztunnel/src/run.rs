@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use capture::{Capture, DriftKind, external, own_cgroup};
 use control::Publisher;
 use enroll::cgroups::CgroupEvent;
@@ -18,7 +18,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy::{Refusals, Shards, Shared};
 use telemetry::log::{Format, LogHandle};
 use telemetry::metrics::{Counters, Registry};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -85,6 +85,9 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let ready = Ready::new([STATE_TASK, PROXY_TASK, READY_TASK]);
     let (quit, stop) = watch::channel(false);
+    // before anything that takes time: as the first process of a container it would not even be killed by them
+    let signals = Signals::new().context("signal handlers")?;
+    tokio::task::spawn_local(signals.follow(quit.clone()));
 
     let (publisher, local) = mesh_state(&config).await?;
     let fault = Fault::default();
@@ -122,10 +125,9 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let admin = Admin {
         dumper,
         log: log.clone(),
-        quit: quit.clone(),
+        quit,
     };
     listen(&config, &ready, &shards, &shared, admin, &stop).await?;
-    tokio::task::spawn_local(signals(quit));
     if let Some(Local::File(path)) = &config.local {
         let (path, publisher, fault) = (path.clone(), publisher.clone(), Arc::clone(&fault));
         tokio::task::spawn_local(mesh_file::follow(path, local, publisher, fault));
@@ -457,26 +459,34 @@ fn raise_descriptors() {
     }
 }
 
-/// SIGTERM and the first SIGINT end gracefully; a second SIGINT ends at once.
-async fn signals(quit: watch::Sender<bool>) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        tracing::error!(error = %anyhow!("no signal handlers"), "the process can only be killed");
-        return;
-    };
-    let mut interrupted = false;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("received SIGTERM, ending gracefully"),
-            _ = interrupt.recv() => {
-                if std::mem::replace(&mut interrupted, true) {
-                    std::process::exit(0);
+/// The signals that end the process. Once this exists, they no longer do so by default.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// SIGTERM and the first SIGINT end gracefully; a second SIGINT ends at once.
+    async fn follow(mut self, quit: watch::Sender<bool>) {
+        let mut interrupted = false;
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => tracing::info!("received SIGTERM, ending gracefully"),
+                _ = self.interrupt.recv() => {
+                    if std::mem::replace(&mut interrupted, true) {
+                        std::process::exit(0);
+                    }
+                    tracing::info!("received SIGINT, ending gracefully");
                 }
-                tracing::info!("received SIGINT, ending gracefully");
             }
+            quit.send_replace(true);
         }
-        quit.send_replace(true);
     }
 }
