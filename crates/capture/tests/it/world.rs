@@ -198,6 +198,8 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let _ = capture::release_pinned(&self.pins, Path::new("/proc"));
+        // What a test has put out of reach goes with the namespace.
+        let _ = std::fs::remove_dir_all(&self.pins);
         for side in ["p", "o"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &format!("{}{side}", self.name)])
