@@ -83,17 +83,24 @@ fn stay(
     cgroup::id(own).map_err(|cause| refused("read", own, cause))
 }
 
-/// The node's cgroup of all pods, else the root of the hierarchy.
+/// The node's cgroup of all pods, else the root of the hierarchy. One that another cgroup driver left empty is not taken for it.
 pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
     let mounts = cgroup::mounts().unwrap_or_default();
     let first = mounts.first().ok_or(CgroupError::NotMounted)?;
     let pods = mounts
         .iter()
         .flat_map(|mount| KUBEPODS.iter().map(|name| mount.point.join(name)));
-    Ok(pods
-        .into_iter()
-        .find(|path| path.is_dir())
-        .unwrap_or_else(|| first.point.clone()))
+    Ok(of_pods(pods).unwrap_or_else(|| first.point.clone()))
+}
+
+/// The first of these directories in which processes run, else the first that is there.
+fn of_pods(candidates: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    let there: Vec<PathBuf> = candidates.filter(|path| path.is_dir()).collect();
+    let populated = |path: &&PathBuf| {
+        fs::read_to_string(path.join("cgroup.events"))
+            .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+    };
+    there.iter().find(populated).or(there.first()).cloned()
 }
 
 /// Makes an empty cgroup below this process's own, to try things in; the next daemon sweeps it away if it stays.
@@ -161,5 +168,29 @@ fn refused(what: &'static str, path: &Path, cause: io::Error) -> CgroupError {
         what,
         path: path.to_owned(),
         cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_driver_left_empty_is_passed_over() {
+        let place = tempfile::tempdir().unwrap();
+        let [empty, full, none] =
+            ["kubepods", "kubepods.slice", "kubelet"].map(|name| place.path().join(name));
+        for (path, populated) in [(&empty, 0), (&full, 1)] {
+            fs::create_dir(path).unwrap();
+            fs::write(
+                path.join("cgroup.events"),
+                format!("populated {populated}\nfrozen 0\n"),
+            )
+            .unwrap();
+        }
+        let of = |paths: &[&PathBuf]| of_pods(paths.iter().map(|path| (*path).clone()));
+        assert_eq!(of(&[&none, &empty, &full]), Some(full.clone()));
+        assert_eq!(of(&[&none, &empty]), Some(empty.clone()));
+        assert_eq!(of(&[&none]), None);
     }
 }
