@@ -1,5 +1,8 @@
 //! Role-based access: which verbs on which resources the daemon's service account has.
 
+use std::fs;
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
@@ -8,6 +11,9 @@ use super::status::Failure;
 
 /// The account that the token stands for.
 pub const USER: &str = "system:serviceaccount:istio-system:ztunnel";
+
+/// The chart as it is rendered for that, from this package's directory.
+const CHART: &str = "../helm/tests/golden/kubernetes.yaml";
 
 /// A rule of a ClusterRole.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -52,6 +58,18 @@ impl Rule {
             }
         }
         rules
+    }
+
+    /// What the chart gives the daemon for `ENROLL=kubernetes`, as it is rendered.
+    ///
+    /// Errors: there is no such role.
+    pub fn of_chart() -> Result<Vec<Self>> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(CHART);
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let mut documents = text.split("\n---\n");
+        let is_role = |one: &&str| one.lines().any(|line| line == "kind: ClusterRole");
+        let role = documents.find(is_role);
+        Self::of_cluster_role(role.with_context(|| format!("no ClusterRole in {CHART}"))?)
     }
 
     /// The rules of the ClusterRole in a YAML text of one document.

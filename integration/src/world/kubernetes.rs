@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{FIRST_DAEMON, FIRST_POD, Node, PodPlan, World, record};
-use crate::apiserver::{ApiServer, Kind, Shared};
+use crate::apiserver::{ApiServer, Kind, Rule, Shared};
 use crate::model::{self, MODE_LABEL, Model};
 use crate::pod::{self, App, Pod};
 use crate::serve::Place;
@@ -174,6 +174,7 @@ impl Kubernetes {
             address: (v4, PORT).into(),
         };
         let api = ApiServer::start(&dir.join("api"), &names, place)?;
+        api.settings().rules = Rule::of_chart()?;
         for name in ["default", "kube-system", "istio-system"] {
             api.namespace(name, &BTreeMap::new());
         }
@@ -290,7 +291,8 @@ fn publisher(shared: Arc<Shared>, model: Arc<Mutex<Model>>, state: PathBuf) -> R
 
 impl World {
     /// Makes a world under an API server: daemons of its nodes enrol what that says. It serves when this returns; no
-    /// namespace is labelled. Workloads, services and policies come from a file that follows the pods' annotations.
+    /// namespace is labelled. They may do there what the chart's role lets them. Workloads, services and policies come
+    /// from a file that follows the pods' annotations.
     ///
     /// Errors: as [`World::raise`].
     pub fn raise_kubernetes(layout: &super::Layout, driver: Driver) -> Result<Self> {

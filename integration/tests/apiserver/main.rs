@@ -500,5 +500,6 @@ async fn rules_faults_and_absence() -> Result<()> {
 fn rules_are_read_from_a_cluster_role() -> Result<()> {
     let yaml = "kind: ClusterRole\nrules:\n- apiGroups: ['']\n  resources: [pods]\n  verbs: [get, list, watch, patch]\n";
     assert_eq!(Rule::of_cluster_role(yaml)?[0], Rule::minimal()[0]);
+    assert!(!Rule::of_chart()?.is_empty());
     Ok(())
 }

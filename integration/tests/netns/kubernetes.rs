@@ -5,18 +5,24 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use integration::apiserver::Kind;
 use integration::{
     AccessLine, Driver, Layout, Pod, PodPlan, Policy, REDIRECTION, World, cgroup, leftovers, place,
     world,
 };
+use serde_json::json;
 
-use crate::cluster::{Cluster, IN_FORCE_MAX, MARKER, bare};
+use crate::cluster::{Cluster, IN_FORCE_MAX, MARKER, bare, soon};
 use crate::support::{SOON, connect, echo, hold, local, still_held};
 
 /// Most time from a label to captured and annotated pods, where the machine is idle.
 const LABEL_MAX: Duration = Duration::from_secs(1);
 /// How often that is tried: the machine may have other things to do.
 const LABEL_TRIES: usize = 3;
+/// How long a pod has ended before the API server says so.
+const ENDING: Duration = Duration::from_secs(3);
+/// An address that no pod has.
+const NOBODY: &str = "10.244.1.199";
 /// Most time of a first connect.
 const FIRST_MAX: Duration = Duration::from_secs(60);
 
@@ -230,6 +236,38 @@ fn inbound_of(cluster: &Cluster, server: &Pod, client: &Pod) -> Result<AccessLin
     daemon.wait_access("inbound line", |line| {
         line.is("inbound") && line.field("src.identity") == client.identity()
     })
+}
+
+#[test]
+fn a_pod_that_ends_is_no_trouble() -> Result<()> {
+    let mut cluster = Cluster::labelled(Driver::Cgroupfs, &[])?;
+    let client = cluster.pod("client-0").clone();
+    let drift = |cluster: &Cluster| -> Result<f64> {
+        let metrics = cluster.daemons[0].metrics()?;
+        Ok(metrics.sum("ztunnel_capture_drift_total", &[]))
+    };
+    let (before, from) = (drift(&cluster)?, cluster.daemons[0].log_len());
+    // kubelet takes its sandbox down, and the API server tells of it later
+    cluster.world.api().withhold(Kind::Pods, true);
+    cluster.world.delete_pod("client-0")?;
+    let since = Instant::now();
+    while since.elapsed() < ENDING {
+        let ready = cluster.daemons[0].get(15021, "/healthz/ready")?;
+        ensure!(ready.status == 200, "not ready: {}", ready.body);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    cluster.world.api().withhold(Kind::Pods, false);
+    cluster.daemons[0].wait_dump(SOON, "the end of client-0", |dump| {
+        world::is_out(dump, &client.uid)
+    })?;
+    let log = cluster.daemons[0].log_from(from);
+    let errors: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("\terror\t"))
+        .collect();
+    ensure!(errors.is_empty(), "{}", errors.join("\n"));
+    ensure!(drift(&cluster)? == before, "an end is no drift:\n{log}");
+    Ok(())
 }
 
 #[test]
@@ -467,57 +505,67 @@ fn kubelet_probes_pass_under_strict_and_nobody_else_does() -> Result<()> {
         .map(drop)
 }
 
+/// What a pod is said to have that its namespace does not own.
+fn wrong_address(cluster: &Cluster, name: &str) {
+    cluster.world.edit_pod(name, |object| {
+        object["status"]["phase"] = "Running".into();
+        object["status"]["podIP"] = NOBODY.into();
+        object["status"]["podIPs"] = json!([{"ip": NOBODY}]);
+    });
+}
+
 #[test]
 fn an_enrolment_that_fails_is_told_and_recovers() -> Result<()> {
     let mut cluster = Cluster::labelled(Driver::Cgroupfs, &[])?;
     let from = cluster.world.api().record().len();
-    let pod = cluster.world.bind_pod(&PodPlan::new("shop", "odd-0", 0))?;
-    cluster.world.publish_state()?;
-    cluster.world.make_sandbox("odd-0")?;
-    cluster.world.tell_running("odd-0");
-    cluster.captured("odd-0")?;
-    // the next one is said to have addresses that its namespace does not own
     let lost = cluster.world.bind_pod(&PodPlan::new("shop", "lost-0", 0))?;
     cluster.world.publish_state()?;
+    wrong_address(&cluster, "lost-0");
     cluster.world.make_sandbox("lost-0")?;
-    cluster.world.tell_running("lost-0");
-    cluster.world.edit_pod("lost-0", |object| {
-        object["status"]["podIP"] = "10.244.1.199".into();
-        object["status"]["podIPs"] = serde_json::json!([{"ip": "10.244.1.199"}]);
-    });
-    let _ = pod;
-    // it may have been taken for a moment before the addresses were wrong, so a new sandbox is looked for
-    cluster.world.renew_sandbox("lost-0")?;
     cluster.annotated("lost-0", Some("pending"))?;
-    let event = cluster.world.api().record().wait(
-        from,
-        2 * IN_FORCE_MAX,
-        "event about the failure",
-        |one| (one.is("create", "events") && one.status == 201).then(|| one.body.clone()),
-    )?;
+    let record = cluster.world.api().record();
+    let (status, event) = record.wait(from, 2 * IN_FORCE_MAX, "event about it", |one| {
+        one.is("create", "events")
+            .then(|| (one.status, one.body.clone()))
+    })?;
+    assert_eq!(status, 201, "{event}");
     assert_eq!(event["type"], "Warning", "{event}");
     assert_eq!(event["reason"], "EnrollmentFailed", "{event}");
-    let server = cluster.pod("server-0").clone();
+    let server = cluster.pod("server-0");
     let _echo = server.serve(&["echo"])?;
     let wire = cluster.world.node(0).capture(cluster.world.node(1))?;
-    let now = cluster.pod("lost-0").clone();
-    let seen = connect(
-        &now,
-        server.at(9000),
-        &["--send", MARKER, "--timeout-ms", "1500"],
-    )?;
+    let args = ["--send", MARKER, "--timeout-ms", "1500"];
+    let seen = connect(&lost, server.at(9000), &args)?;
     assert_ne!(seen["received"], MARKER, "not enrolled, so held: {seen}");
     assert!(!wire.stop()?.shows(MARKER));
 
     cluster.world.tell_running("lost-0");
     cluster.captured("lost-0")?;
-    cluster.authenticated(&now, &server, &[])?;
-    let events = cluster.world.api().events(&lost.name);
-    assert!(
-        events.iter().any(|event| event["type"] == "Normal"),
-        "{events:?}"
-    );
+    cluster.authenticated(&lost, server, &[])?;
+    soon("an event about the recovery", || {
+        let events = cluster.world.api().events("lost-0");
+        events.iter().any(|event| event["type"] == "Normal")
+    })?;
     cluster.nothing_refused()
+}
+
+#[test]
+fn a_pod_that_loses_its_place_is_pending() -> Result<()> {
+    let mut cluster = Cluster::labelled(Driver::Cgroupfs, &[])?;
+    let server = cluster.pod("server-0").clone();
+    let _echo = server.serve(&["echo"])?;
+    let wire = cluster.world.node(0).capture(cluster.world.node(1))?;
+    // a new sandbox, and addresses that are not its own
+    wrong_address(&cluster, "client-0");
+    let client = cluster.world.renew_sandbox("client-0")?;
+    let args = ["--send", MARKER, "--timeout-ms", "1500"];
+    let seen = connect(&client, server.at(9000), &args)?;
+    assert_ne!(seen["received"], MARKER, "not enrolled, so held: {seen}");
+    cluster.annotated("client-0", Some("pending"))?;
+    assert!(!wire.stop()?.shows(MARKER));
+    cluster.world.tell_running("client-0");
+    cluster.captured("client-0")?;
+    cluster.authenticated(&client, &server, &[]).map(drop)
 }
 
 #[test]
