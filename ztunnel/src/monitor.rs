@@ -17,10 +17,12 @@ use tokio::time::{Instant, sleep};
 
 /// Changes come in bunches: a bunch is over when this long has passed since its first.
 const GAP_MIN: Duration = Duration::from_millis(20);
-/// The longest wait for a pod in which something changes all the time.
+/// The same for a pod in which something changes all the time.
 const GAP_MAX: Duration = Duration::from_secs(1);
-/// A pod in which nothing changed for this long is told of at once again.
-const QUIET: Duration = Duration::from_secs(2);
+/// Bunches of one pod in a row that are told of at once.
+const BURST_MAX: u32 = 32;
+/// Time after which one more is.
+const REFILL: Duration = Duration::from_millis(500);
 /// Told and not yet looked at; each pod has at most one in here and one waiting for a place.
 const TOLD_MAX: usize = 256;
 /// Reads that may fail in a row before a pod is looked at in intervals only.
@@ -95,17 +97,10 @@ impl Drop for Monitor {
 
 /// Tells of one namespace until it fails again and again, or nobody listens.
 async fn follow(changes: AsyncFd<Changes>, cookie: u64, tell: mpsc::Sender<u64>) {
-    let mut gap = GAP_MIN;
+    let mut patience = Patience::new(Instant::now());
     let mut failures = 0;
-    let mut last: Option<Instant> = None;
     while let Ok(mut readable) = changes.readable().await {
-        let calm = last.is_none_or(|at| at.elapsed() >= QUIET);
-        gap = if calm {
-            GAP_MIN
-        } else {
-            (gap * 2).min(GAP_MAX)
-        };
-        sleep(gap).await;
+        sleep(patience.gap(Instant::now())).await;
         readable.clear_ready();
         match changes.get_ref().take() {
             Ok(false) => continue,
@@ -118,7 +113,39 @@ async fn follow(changes: AsyncFd<Changes>, cookie: u64, tell: mpsc::Sender<u64>)
         if tell.send(cookie).await.is_err() || failures > FAILURES_MAX {
             return;
         }
-        last = Some(Instant::now());
+    }
+}
+
+/// How many more bunches are told of at once.
+struct Patience {
+    left: u32,
+    since: Instant,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: BURST_MAX,
+            since: now,
+        }
+    }
+
+    /// How long to wait for the end of the bunch that begins now.
+    fn gap(&mut self, now: Instant) -> Duration {
+        while self.left < BURST_MAX && now.saturating_duration_since(self.since) >= REFILL {
+            self.left += 1;
+            self.since += REFILL;
+        }
+        if self.left == BURST_MAX {
+            self.since = now;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                GAP_MIN
+            }
+            None => GAP_MAX,
+        }
     }
 }
 
@@ -166,19 +193,21 @@ mod tests {
         assert!(timeout(GAP_MIN * 4, monitor.changed()).await.is_err());
     }
 
-    #[tokio::test]
-    async fn one_that_changes_all_the_time_is_told_of_now_and_then() {
-        let netns = netns();
-        let mut monitor = Monitor::new();
-        monitor.watch(&netns).expect("watch");
-        let until = Instant::now() + GAP_MAX * 2;
-        let mut told = 0;
-        while Instant::now() < until {
-            change(&netns, if told % 2 == 0 { "up" } else { "down" });
-            if timeout(GAP_MIN, monitor.changed()).await.is_ok() {
-                told += 1;
-            }
+    #[test]
+    fn one_that_changes_all_the_time_is_told_of_now_and_then() {
+        let mut now = Instant::now();
+        let mut patience = Patience::new(now);
+        for _ in 0..BURST_MAX {
+            assert_eq!(patience.gap(now), GAP_MIN);
         }
-        assert!((2..=12).contains(&told), "{told}");
+        assert_eq!(patience.gap(now), GAP_MAX);
+        assert_eq!(patience.gap(now), GAP_MAX);
+        assert_eq!(patience.gap(now + REFILL), GAP_MIN);
+        // calm again
+        now += REFILL * (BURST_MAX + 5);
+        for _ in 0..BURST_MAX {
+            assert_eq!(patience.gap(now), GAP_MIN);
+        }
+        assert_eq!(patience.gap(now), GAP_MAX);
     }
 }
