@@ -14,12 +14,13 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     let mut found = vec![version()];
     found.extend(at_start(config));
     if config.capture.redirect == Redirect::Ebpf {
+        found.extend(Scratch::found().map(|scratch| probe::cgroup_link(&scratch)));
         found.push(probe::own_programs(&config.capture.pins));
     }
     found
 }
 
-/// The cheap ones: all but the daemon's own programs, which a start loads anyway.
+/// The cheap ones: all but the links to a cgroup and the daemon's own programs, which a start makes and loads anyway.
 pub fn at_start(config: &Config) -> Vec<Finding> {
     match config.capture.redirect {
         Redirect::Ebpf => ebpf(config),
@@ -34,7 +35,6 @@ fn ebpf(config: &Config) -> Vec<Finding> {
     match Scratch::found() {
         Err(finding) => found.push(finding),
         Ok(scratch) => found.extend([
-            probe::cgroup_link(&scratch),
             probe::netns_link(&scratch),
             probe::sockets(&scratch),
             probe::routing(&scratch),

@@ -327,6 +327,10 @@ pub fn own_programs(pins: &Path) -> Finding {
     if !programs::BUILT {
         return Finding::warning(NAME, "not in this build", "see kernel programs");
     }
+    if !sys::bpffs::holds(pins).unwrap_or(false) {
+        let hint = "see the directory of pins";
+        return Finding::warning(NAME, "not tried: no bpf file system for their maps", hint);
+    }
     let mut trial = pins.as_os_str().to_owned();
     trial.push(format!("{TRIAL}{}", std::process::id()));
     let tried = Pins::create(Path::new(&trial))
