@@ -56,9 +56,9 @@ fn with_the_api_server_the_daemon_captures_by_itself() {
 #[test]
 fn roles_hold_what_the_source_asks_and_no_more() {
     let rules = json!([
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch", "patch"]},
         {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]},
-        {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
     ]);
     assert_eq!(one("kubernetes", "ClusterRole")["rules"], rules);
     let binding = one("kubernetes", "ClusterRoleBinding");

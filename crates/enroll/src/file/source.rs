@@ -131,11 +131,14 @@ fn observe(sighting: Sighting) -> Sighting {
     match sighting {
         Sighting::In(spec) => {
             let mut spec = Arc::unwrap_or_clone(spec);
-            let inode = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.ino());
             spec.netns_inode = inode(&spec.netns);
             spec.cgroup_inode = spec.cgroup.as_deref().and_then(inode);
             Sighting::In(Arc::new(spec))
         }
         out => out,
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
