@@ -214,10 +214,16 @@ fn lines_for_people_and_bad_usage() -> Result<()> {
     settings.failed("settings", "settings", "HOLD_POLICY")
 }
 
-/// The kernel's id of a program of a running daemon.
-fn program(name: &str) -> Result<String> {
+/// The kernel's id of the program that a node's daemon has at `connect4`.
+fn program(node: &Node) -> Result<String> {
+    let versions = fs::read_dir(&node.pins)?.flatten();
+    let pin = versions
+        .map(|version| version.path().join("link-connect4"))
+        .find(|pin| pin.exists())
+        .context("no pinned link")?;
     let output = Command::new("bpftool")
-        .args(["-j", "prog", "show", "name", name])
+        .args(["-j", "link", "show", "pinned"])
+        .arg(&pin)
         .output()
         .context("bpftool")?;
     let shown: Value = serde_json::from_slice(&output.stdout)?;
@@ -225,7 +231,8 @@ fn program(name: &str) -> Result<String> {
         .as_array()
         .and_then(|all| all.first())
         .unwrap_or(&shown);
-    Ok(one["id"].as_u64().context("no such program")?.to_string())
+    let id = one["prog_id"].as_u64().with_context(|| shown.to_string())?;
+    Ok(id.to_string())
 }
 
 fn bpftool(action: &str, cgroup: &Path, id: &str, more: &[&str]) -> Result<()> {
@@ -246,7 +253,7 @@ fn programs_of_others_that_shut_capture_out_are_named() -> Result<()> {
     let node = world.node(0);
     // any program of that kind does, and the other node has one
     let _other = world.daemon(1)?;
-    let id = program("connect4")?;
+    let id = program(world.node(1))?;
     let (own, above) = (node.kubepods.clone(), node.cgroup.clone());
     for (place, more, status) in [
         (&own, &[][..], "failed"),
