@@ -143,6 +143,13 @@ impl Reporter {
         self.shared.notify.notify_one();
     }
 
+    /// Another process writes from now on: what is queued is dropped, and later reports and sightings change nothing. Never blocks.
+    /// A request that the API server already has cannot be recalled.
+    pub fn retire(&self) {
+        self.shared.desk().retire();
+        self.shared.notify.notify_one();
+    }
+
     /// How it stands with the API server.
     pub fn standing(&self) -> Standing {
         Standing {
@@ -205,7 +212,7 @@ pub async fn start(
         let write = writer::write(client, shared.clone(), config.node_name);
         tokio::select! {
             () = source.run() => {}
-            // these go on for ever
+            // the watches go on for ever
             ((), (), ()) = async { tokio::join!(pods, spaces, write) } => {}
         }
     };

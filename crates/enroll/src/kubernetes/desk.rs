@@ -154,6 +154,8 @@ pub(super) struct Desk {
     events_left: u32,
     /// when the budget of Events was last counted
     events_at: Instant,
+    /// another process writes now
+    retired: bool,
 }
 
 impl Desk {
@@ -163,11 +165,26 @@ impl Desk {
             running: 0,
             events_left: EVENTS_BURST,
             events_at: now,
+            retired: false,
         }
+    }
+
+    /// Forgets what was to be written, and takes nothing any more.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+        self.pods.clear();
+    }
+
+    /// Whether nothing will be written any more.
+    pub(super) fn retired(&self) -> bool {
+        self.retired
     }
 
     /// A pod is seen by the source; the number of pods is bounded there.
     pub(super) fn observe(&mut self, seen: Seen, now: Instant) {
+        if self.retired {
+            return;
+        }
         let pod = &seen.pod;
         let entry = self.pods.entry(pod.uid.clone()).or_insert_with(|| Entry {
             who: Who {

@@ -30,12 +30,15 @@ const CREATE: &str = "create events";
 /// Longest pod name in an Event's name, in bytes: the whole has 253.
 const NAME_BYTES_MAX: usize = 220;
 
-/// Writes for as long as it is run.
+/// Writes until the desk retires; requests that are on their way then are given up.
 pub(super) async fn write(client: Client, shared: Arc<Shared>, node: String) {
     let mut jobs: JoinSet<(Job, Outcome)> = JoinSet::new();
     loop {
         let wake = loop {
             let mut desk = shared.desk();
+            if desk.retired() {
+                return;
+            }
             match desk.next(Instant::now()) {
                 Some(job) => {
                     let work = carry_out(client.clone(), shared.clone(), node.clone(), job);

@@ -260,3 +260,24 @@ fn one_job_of_a_pod_at_a_time_and_few_at_all() {
     world.desk.done(&jobs[1], Outcome::Done, world.now);
     assert_eq!(world.desk.running, JOBS_MAX - 2);
 }
+
+#[test]
+fn a_retired_desk_writes_nothing() {
+    let mut world = World::new();
+    world.seen("queued", Face::In, None);
+    world.report("queued", Report::Captured);
+    world.seen("running", Face::Out, Some("enabled"));
+    world.seen("told", Face::In, Some("enabled"));
+    world.report("told", Report::Captured);
+    let job = world.desk.next(world.now).unwrap();
+    world.desk.retire();
+    assert!(world.desk.retired());
+    world.desk.done(&job, Outcome::Failed, world.now);
+    // the successor's word stands
+    world.seen("told", Face::In, Some("pending"));
+    world.report("told", Report::Captured);
+    world.seen("new", Face::Waiting("no place".to_owned()), None);
+    world.pass(3600);
+    assert_eq!(world.desk.wake(), None);
+    assert_eq!(world.done(), [""; 0]);
+}
