@@ -16,6 +16,8 @@ use crate::pins::Pins;
 
 /// Name of kubelet's process.
 const PROCESS: &str = "kubelet";
+/// Line of the status of a process that init started (proc(5)).
+const INITS_CHILD: &str = "PPid:\t1";
 /// Pin of the link at kubelet's cgroup.
 pub(crate) const LINK: &str = "link-kubelet";
 
@@ -45,7 +47,14 @@ impl Kubelet {
 
     /// Attaches the program to kubelet's cgroup, if it is not there already. Says once why not.
     pub fn attach(&mut self, pins: &Pins) {
-        let outcome = self.find().and_then(|cgroup| {
+        let found = self.find();
+        // A predecessor may have watched what is refused now.
+        if found.is_err()
+            && let Err(error) = crate::pins::remove(&pins.path(LINK))
+        {
+            warn!(%error, "cannot stop watching what passed for kubelet's cgroup");
+        }
+        let outcome = found.and_then(|cgroup| {
             let moved = self.move_to(&cgroup, pins);
             moved.map_err(|error| format!("cannot watch {}: {error}", cgroup.display()))
         });
@@ -89,20 +98,50 @@ impl Kubelet {
 
     /// kubelet's cgroup, or why it cannot be watched.
     fn find(&self) -> Result<PathBuf, String> {
-        let found = match &self.cgroup {
-            Some(cgroup) => cgroup.clone(),
-            None => by_process(&self.host_proc)
-                .ok_or("no process of the name kubelet was found with a visible cgroup")?,
-        };
-        // The pods' own connections must not pass for probes.
-        match is_below(&self.capture, &found) {
-            Ok(false) => Ok(found),
-            Ok(true) => Err(format!(
-                "kubelet's cgroup {} holds the pods too",
-                found.display()
-            )),
-            Err(error) => Err(format!("kubelet's cgroup {}: {error}", found.display())),
+        if let Some(cgroup) = &self.cgroup {
+            return self.apart(cgroup).map(|()| cgroup.clone());
         }
+        if self.captures_all() {
+            return Err(
+                "capture is attached to the top of the cgroups, where every process could be a pod's (set CAPTURE_CGROUP to the pods' cgroup)".into(),
+            );
+        }
+        let mut refused = None;
+        for cgroup in by_process(&self.host_proc) {
+            match self.apart(&cgroup) {
+                Ok(()) => return Ok(cgroup),
+                Err(reason) => refused = refused.or(Some(reason)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| {
+            "no process of the name kubelet was found with a visible cgroup".into()
+        }))
+    }
+
+    /// Whether the pods' own connections cannot pass for probes: no pod is in this cgroup, and it is no pod's.
+    fn apart(&self, cgroup: &Path) -> Result<(), String> {
+        let shown = cgroup.display();
+        let unknown = |error| format!("kubelet's cgroup {shown}: {error}");
+        if is_below(&self.capture, cgroup).map_err(unknown)? {
+            return Err(format!("kubelet's cgroup {shown} holds the pods too"));
+        }
+        if is_below(cgroup, &self.capture).map_err(unknown)? {
+            return Err(format!(
+                "a process that passes for kubelet is refused: its cgroup {shown} is among the pods', in {}",
+                self.capture.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether every cgroup that can be seen is below the capture cgroup.
+    fn captures_all(&self) -> bool {
+        let captured = sys::cgroup::id(&self.capture).ok();
+        let mounts = sys::cgroup::mounts().unwrap_or_default();
+        let mut tops = mounts
+            .iter()
+            .filter_map(|mount| sys::cgroup::id(&mount.point).ok());
+        tops.any(|top| Some(top) == captured)
     }
 }
 
@@ -115,28 +154,34 @@ fn attached(path: &Path) -> Option<(u64, u32)> {
     }
 }
 
-/// The cgroup of the first process with kubelet's name.
-fn by_process(host_proc: &Path) -> Option<PathBuf> {
-    let processes = fs::read_dir(host_proc).ok()?.flatten();
+/// The cgroups of the processes with kubelet's name, which anybody can take: init's children first, then by pid.
+fn by_process(host_proc: &Path) -> Vec<PathBuf> {
+    let processes = fs::read_dir(host_proc).into_iter().flatten().flatten();
     let mounts = sys::cgroup::mounts().unwrap_or_default();
-    let mut cgroups = processes
-        .map(|entry| entry.path())
-        .filter(|dir| fs::read_to_string(dir.join("comm")).is_ok_and(|comm| comm.trim() == PROCESS))
-        .filter_map(|dir| fs::read_to_string(dir.join("cgroup")).ok())
-        .filter_map(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix("0::").map(inside))
+    let mut named: Vec<_> = processes
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let read = |name| fs::read_to_string(entry.path().join(name)).ok();
+            if read("comm")?.trim() != PROCESS {
+                return None;
+            }
+            let started_by_init =
+                read("status").is_some_and(|text| text.lines().any(|line| line == INITS_CHILD));
+            let text = read("cgroup")?;
+            let cgroup = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+            Some((!started_by_init, pid, inside(cgroup)))
+        })
+        .collect();
+    named.sort_unstable();
+    let place = |cgroup: PathBuf| {
+        let mut places = mounts.iter().filter_map(|mount| {
+            let below = cgroup.strip_prefix(inside(&mount.root)).ok()?;
+            Some(mount.point.join(below))
         });
-    cgroups.find_map(|cgroup| {
-        let places = mounts.iter().filter_map(|mount| {
-            Some(
-                mount
-                    .point
-                    .join(cgroup.strip_prefix(inside(&mount.root)).ok()?),
-            )
-        });
-        places.into_iter().find(|place| place.is_dir())
-    })
+        places.find(|place| place.is_dir())
+    };
+    let named = named.into_iter().map(|(_, _, cgroup)| cgroup);
+    named.filter_map(place).collect()
 }
 
 /// The path from the top of the hierarchy, without the steps up that a cgroup namespace shows in front.
@@ -177,15 +222,12 @@ mod tests {
             fs::write(dir.join("cgroup"), cgroup).unwrap();
         };
         process("1", "init\n", "0::/\n");
-        assert_eq!(by_process(proc.path()), None);
         process("7", "kubelet\n", "1:name=systemd:/x\n0::/../no/such\n");
-        assert_eq!(by_process(proc.path()), None);
+        assert_eq!(by_process(proc.path()), [""; 0].map(PathBuf::from));
         process("8", "kubelet\n", "1:name=systemd:/x\n0::/..\n");
-        let mounts = sys::cgroup::mounts().unwrap();
-        let at = |path: PathBuf| sys::cgroup::id(&path).unwrap();
-        assert_eq!(
-            at(by_process(proc.path()).unwrap()),
-            at(mounts[0].point.clone())
-        );
+        let top = sys::cgroup::mounts().unwrap().remove(0).point;
+        let at = |path: &PathBuf| sys::cgroup::id(path).unwrap();
+        let found = by_process(proc.path());
+        assert_eq!(found.iter().map(at).collect::<Vec<_>>(), [at(&top)]);
     }
 }

@@ -116,3 +116,87 @@ fn a_cgroup_that_holds_the_pods_is_not_kubelets() {
     assert!(!world.pins.join("v2/link-kubelet").exists());
     assert_eq!(capture.check(), []);
 }
+
+/// A procfs of processes of the name kubelet.
+struct Procfs(tempfile::TempDir);
+
+impl Procfs {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/proc/sys", dir.path().join("sys")).unwrap();
+        Self(dir)
+    }
+
+    fn run(&self, pid: u32, parent: u32, cgroup: &Path) {
+        let mount = sys::cgroup::mounts().unwrap().remove(0);
+        let inside = cgroup.strip_prefix(&mount.point).unwrap();
+        let dir = self.0.path().join(pid.to_string());
+        std::fs::create_dir(&dir).unwrap();
+        for (name, text) in [
+            ("comm", "kubelet\n".to_owned()),
+            ("status", format!("Name:\tkubelet\nPPid:\t{parent}\n")),
+            ("cgroup", format!("0::/../{}\n", inside.display())),
+        ] {
+            std::fs::write(dir.join(name), text).unwrap();
+        }
+    }
+}
+
+/// The cgroup that is watched for probes.
+fn watched(world: &World) -> Option<u64> {
+    let link = sys::bpf::pinned(&world.pins.join("v2/link-kubelet")).ok()?;
+    match sys::bpf::link_info(&link).unwrap().target {
+        sys::bpf::Target::Cgroup { id, .. } => Some(id),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_pod_cannot_pass_for_kubelet() {
+    let world = World::new();
+    let kubelet = Beside::new(&world, "kubelet");
+    let proc = Procfs::new();
+    proc.run(70, 1, &world.pod_cgroup);
+    let mut config = world.config();
+    config.host_proc = proc.0.path().to_owned();
+    config.kubelet_cgroup = None;
+    let start = || capture::Capture::start(config.clone()).unwrap();
+    let capture = start();
+    assert_eq!((watched(&world), capture.check()), (None, vec![]));
+    drop(capture);
+    proc.run(700, 699, &kubelet.0);
+    let real = sys::cgroup::id(&kubelet.0).unwrap();
+    let capture = start();
+    assert_eq!((watched(&world), capture.check()), (Some(real), vec![]));
+    drop(capture);
+    // what a predecessor watched is let go
+    std::fs::remove_dir_all(proc.0.path().join("700")).unwrap();
+    drop(start());
+    assert_eq!(watched(&world), None);
+}
+
+#[test]
+fn the_process_that_init_started_comes_first() {
+    let world = World::new();
+    let (other, kubelet) = (Beside::new(&world, "other"), Beside::new(&world, "kubelet"));
+    let proc = Procfs::new();
+    proc.run(70, 7, &other.0);
+    proc.run(700, 1, &kubelet.0);
+    let mut config = world.config();
+    config.host_proc = proc.0.path().to_owned();
+    config.kubelet_cgroup = None;
+    let _capture = capture::Capture::start(config).unwrap();
+    let real = sys::cgroup::id(&kubelet.0).unwrap();
+    assert_eq!(watched(&world), Some(real));
+}
+
+#[test]
+fn a_cgroup_among_the_pods_is_not_kubelets() {
+    let world = World::new();
+    for cgroup in [&world.cgroup, &world.pod_cgroup] {
+        let mut config = world.config();
+        config.kubelet_cgroup = Some(cgroup.clone());
+        let capture = capture::Capture::start(config).unwrap();
+        assert_eq!((watched(&world), capture.check()), (None, vec![]));
+    }
+}
