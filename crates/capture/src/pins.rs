@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use redirect_common::LAYOUT;
+use tracing::warn;
 
 /// First part of the pin of a pod's `sk_lookup` link; the namespace's cookie in hexadecimal follows.
 const LOOKUP: &str = "lookup-";
 /// Last part of the name of a pin on its way to replace another.
 const NEXT: &str = "-next";
+
+/// What is wrong with a bpf file system of the container's own.
+pub(crate) const CONTAINERS_OWN: &str = "no bpf file system is mounted there, and one of this container's own would vanish with it and leave the pods uncaptured: mount bpf on the host's /sys/fs/bpf and mount that into the container";
 
 /// A pinned map that is kept open.
 #[derive(Debug)]
@@ -51,6 +55,22 @@ impl Pins {
             base: base.to_owned(),
             dir: base.join(format!("v{LAYOUT}")),
         }
+    }
+
+    /// Refuses a place where a bpf file system would first be mounted that ends with this container: every pod would go uncaptured then.
+    pub fn must_last(base: &Path, host_proc: &Path) -> io::Result<()> {
+        if sys::bpffs::holds(base)? || !base.starts_with(sys::bpffs::POINT) {
+            return Ok(());
+        }
+        match sys::bpffs::mounts_stay(host_proc) {
+            Some(true) => {}
+            Some(false) => return Err(io::Error::new(io::ErrorKind::InvalidInput, CONTAINERS_OWN)),
+            None => warn!(
+                "a bpf file system is mounted at {}; should this be a container, then its restart leaves the pods uncaptured: mount the host's /sys/fs/bpf",
+                sys::bpffs::POINT
+            ),
+        }
+        Ok(())
     }
 
     /// Makes the directory, mounting a bpf file system first where there should be one.

@@ -2,6 +2,7 @@
 //!
 //! Leaves to others what is pinned there.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -20,6 +21,20 @@ pub fn holds(path: &Path) -> io::Result<bool> {
         .find(|dir| dir.exists())
         .unwrap_or(Path::new("/"));
     Ok(statfs(nearest)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether a mount made by this process stays when the process and its container are gone: whether its mount namespace is the host's.
+/// `None`: it cannot be told.
+///
+/// - `host_proc`: the host's procfs; that of a container cannot tell
+pub fn mounts_stay(host_proc: &Path) -> Option<bool> {
+    let own = fs::read_link("/proc/self/ns/mnt").ok()?;
+    if fs::read_link(host_proc.join("1/ns/mnt")).ok()? != own {
+        return Some(false);
+    }
+    // kthreadd has pid 2 on every host, and is in no container
+    let name = fs::read_to_string(host_proc.join("2/comm")).ok()?;
+    (name.trim() == "kthreadd").then_some(true)
 }
 
 /// Makes sure that `path` lies on a bpf file system: mounts one at [`POINT`] when `path` is below it and there is none.

@@ -110,5 +110,5 @@ fn kubelet(config: &Config) -> Option<Finding> {
 
 /// The directory of pins.
 pub fn pins(config: &Config) -> Vec<Finding> {
-    probe::pins(&config.capture.pins)
+    probe::pins(&config.capture.pins, &config.capture.host_proc)
 }

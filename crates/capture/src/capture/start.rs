@@ -34,6 +34,7 @@ impl Capture {
             path: config.pins.clone(),
             cause,
         };
+        Pins::must_last(&config.pins, &config.host_proc).map_err(unusable)?;
         let pins = Pins::create(&config.pins).map_err(unusable)?;
         let lock = pins.lock().map_err(unusable)?;
         maps::prepare(&pins)?;

@@ -6,26 +6,34 @@ use std::path::Path;
 use redirect_common::LAYOUT;
 
 use super::Finding;
+use crate::pins::CONTAINERS_OWN;
 
 /// The directory of pins: on a bpf file system, writable, and what daemons have left there.
-pub fn pins(path: &Path) -> Vec<Finding> {
-    vec![place(path), generations(path)]
+///
+/// - `host_proc`: the host's procfs
+pub fn pins(path: &Path, host_proc: &Path) -> Vec<Finding> {
+    vec![place(path, host_proc), generations(path)]
 }
 
-fn place(path: &Path) -> Finding {
+fn place(path: &Path, host_proc: &Path) -> Finding {
     const NAME: &str = "pin directory";
     let shown = path.display();
     let hint = format!(
-        "mount the host's bpf file system (hostPath /sys/fs/bpf, mountPropagation Bidirectional, or mount -t bpf bpf /sys/fs/bpf) and set CAPTURE_PIN_PATH to a directory on it; it is {shown} now"
+        "mount the host's bpf file system (hostPath /sys/fs/bpf; on a host without one, mount -t bpf bpf /sys/fs/bpf there first) and set CAPTURE_PIN_PATH to a directory on it; it is {shown} now"
     );
     match sys::bpffs::holds(path) {
         Ok(true) => {}
         Ok(false) if path.starts_with(sys::bpffs::POINT) => {
-            return Finding::warning(
-                NAME,
-                format!("{} is no bpf file system yet", sys::bpffs::POINT),
-                "the daemon mounts one at its start, which lasts no longer than its container unless the mount is shared with the host",
-            );
+            let detail = format!("{} is no bpf file system yet", sys::bpffs::POINT);
+            return match sys::bpffs::mounts_stay(host_proc) {
+                Some(true) => Finding::ok(NAME, format!("{detail}; the daemon mounts one")),
+                Some(false) => Finding::failed(NAME, format!("{shown}: {CONTAINERS_OWN}"), hint),
+                None => Finding::warning(
+                    NAME,
+                    detail,
+                    "the daemon mounts one at its start, which would vanish with a container",
+                ),
+            };
         }
         Ok(false) => {
             return Finding::failed(NAME, format!("{shown} is not on a bpf file system"), hint);

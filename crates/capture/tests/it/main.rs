@@ -12,5 +12,6 @@ mod kernel;
 mod kubelet;
 mod lifecycle;
 mod outbound;
+mod pins;
 mod tamper;
 mod world;
