@@ -78,6 +78,8 @@ pub struct Holder {
     rule: Hold,
     places: BTreeMap<PathBuf, Place>,
     pods: HashMap<Str, Want>,
+    /// whether the source tells of all pods now: only then does silence about one mean something
+    told_of_all: bool,
 }
 
 impl Holder {
@@ -87,7 +89,40 @@ impl Holder {
             rule,
             places: BTreeMap::new(),
             pods: HashMap::new(),
+            told_of_all: true,
         }
+    }
+
+    /// Whether the source tells of all pods now. While it does not, one that stays unknown is let go by policy only.
+    pub fn trust(&mut self, told_of_all: bool) {
+        self.told_of_all = told_of_all;
+    }
+
+    /// Cgroups of pods that nobody has told about, and that wait for that; with the UID that their names tell.
+    pub fn unknown(&self) -> Vec<(PathBuf, Str)> {
+        let waits = self.places.iter().filter(|(_, place)| {
+            let unknown = place
+                .uid
+                .as_ref()
+                .is_some_and(|uid| !self.pods.contains_key(uid));
+            unknown && matches!(place.state, None | Some(State::Held))
+        });
+        waits
+            .filter_map(|(cgroup, place)| Some((cgroup.clone(), place.uid.clone()?)))
+            .collect()
+    }
+
+    /// A cgroup turned out to be none of ours, whatever its pod.
+    pub fn release(&mut self, cgroup: &Path) -> Option<Step> {
+        self.places
+            .contains_key(cgroup)
+            .then(|| self.step(cgroup, Some(State::Free), false))
+    }
+
+    /// What the kernel should know of each cgroup, as it was told.
+    pub fn told(&self) -> impl Iterator<Item = (&Path, State)> {
+        let told = self.places.iter();
+        told.filter_map(|(cgroup, place)| Some((cgroup.as_path(), place.state?)))
     }
 
     /// A cgroup was there before anybody could look: what runs in it is let be until its pod is known to be in the mesh.
@@ -186,8 +221,13 @@ impl Holder {
                 continue;
             };
             let held = matches!(place.state, Some(State::Held | State::Denied));
+            let deny = self.rule.policy == HoldPolicy::Deny;
+            if place.followed && held && deny {
+                // its processes may outlive it; it goes with its cgroup
+                steps.push(self.step(&cgroup, Some(State::Denied), false));
+                continue;
+            }
             if place.followed {
-                place.state = place.state.filter(|state| *state != State::Held);
                 continue;
             }
             if held {
@@ -213,7 +253,7 @@ impl Holder {
                 && match place.uid.as_ref().and_then(|uid| self.pods.get(uid)) {
                     Some(Want::Enrolment) => true,
                     Some(_) => false,
-                    None => matches!(place.state, None | Some(State::Held)),
+                    None => self.lets_unknown_go() && waits(place),
                 }
         });
         waiting.map(|place| place.since + self.rule.timeout).min()
@@ -240,6 +280,10 @@ impl Holder {
         held.collect()
     }
 
+    fn lets_unknown_go(&self) -> bool {
+        self.told_of_all || self.rule.policy == HoldPolicy::Allow
+    }
+
     fn of(&self, uid: &Str) -> Vec<PathBuf> {
         let own = self
             .places
@@ -263,7 +307,7 @@ impl Holder {
             },
             Some(Want::Enrolment) => (State::Held, false),
             // the kernel holds it meanwhile
-            None if late && matches!(place.state, None | Some(State::Held)) => (State::Free, true),
+            None if late && self.lets_unknown_go() && waits(place) => (State::Free, true),
             None => return None,
         };
         (place.state != Some(state)).then(|| self.step(cgroup, Some(state), expired))
@@ -285,10 +329,15 @@ impl Holder {
     }
 }
 
+/// Whether nobody has decided about it.
+fn waits(place: &Place) -> bool {
+    matches!(place.state, None | Some(State::Held))
+}
+
 /// Time between two signs of life towards the kernel, which holds unknown cgroups only for [`WINDOW`] after each.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long the kernel goes on holding unknown cgroups without a sign of life.
-pub const WINDOW: Duration = Duration::from_secs(10);
+/// How long the kernel goes on holding unknown cgroups without a sign of life: longer than a daemon needs to start again.
+pub const WINDOW: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -376,6 +425,44 @@ mod tests {
         // and is held when it turns out to be expected after all
         let known = holder.know(&"s".into(), Want::Enrolment, None, now + 3 * LIMIT);
         assert_eq!(states(known), [Some(State::Held)]);
+    }
+
+    #[test]
+    fn silence_means_nothing_while_the_source_is_blind() {
+        for (policy, state) in [
+            (HoldPolicy::Deny, vec![]),
+            (HoldPolicy::Allow, vec![Some(State::Free)]),
+        ] {
+            let (mut holder, now) = (holder(policy), Instant::now());
+            let place = Path::new("/cg/new");
+            holder.appeared(place, Some("n".into()), now);
+            assert_eq!(holder.unknown(), [(place.to_owned(), Str::from("n"))]);
+            holder.trust(false);
+            assert_eq!(holder.next().is_none(), policy == HoldPolicy::Deny);
+            assert_eq!(states(holder.tick(now + 2 * LIMIT)), state);
+        }
+        let (mut holder, now) = (holder(HoldPolicy::Deny), Instant::now());
+        let place = Path::new("/cg/node");
+        holder.appeared(place, Some("n".into()), now);
+        holder.trust(false);
+        let let_go = holder.release(place).expect("it is there");
+        assert_eq!(
+            (let_go.state, holder.unknown()),
+            (Some(State::Free), vec![])
+        );
+        assert_eq!(holder.told().collect::<Vec<_>>(), [(place, State::Free)]);
+        holder.trust(true);
+        assert_eq!(holder.tick(now + 2 * LIMIT), []);
+    }
+
+    #[test]
+    fn what_waits_and_is_deleted_does_not_come_free() {
+        let (mut holder, now) = (holder(HoldPolicy::Deny), Instant::now());
+        let uid = Str::from("a");
+        holder.appeared(Path::new("/cg/a"), Some(uid.clone()), now);
+        holder.know(&uid, Want::Enrolment, None, now);
+        assert_eq!(states(holder.forget(&uid)), [Some(State::Denied)]);
+        assert_eq!(holder.tick(now + 2 * LIMIT), []);
     }
 
     #[test]

@@ -11,9 +11,10 @@ mod serve;
 mod view;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use anyhow::bail;
 use capture::{Capture, external};
 use enroll::cgroups::CgroupEvent;
 use enroll::kubernetes::{Report, Reporter};
@@ -24,6 +25,7 @@ use mesh::{SpiffeId, Str};
 use proxy::{Phase, Pod, Shards, Shared};
 use telemetry::metrics::{CaptureMetrics, PodMetrics};
 use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config;
 use crate::endpoint::ready::Ready;
@@ -91,6 +93,8 @@ pub struct Parts {
     pub cgroups: Option<mpsc::Receiver<CgroupEvent>>,
     /// whom to tell how a pod stands
     pub reporter: Option<Reporter>,
+    /// what follows the source: it ends before the process drains
+    pub source_task: AbortHandle,
     /// data threads
     pub shards: Arc<Shards>,
     /// what they share
@@ -150,7 +154,13 @@ impl Node {
     }
 
     /// Follows the enrolment source until `quit`, then drains.
-    pub async fn run(mut self, source: Source, mut quit: watch::Receiver<bool>) {
+    ///
+    /// Errors: the source has ended by itself, which is a mistake of ours; nothing is drained then, so that a successor comes soon.
+    pub async fn run(
+        mut self,
+        source: Source,
+        mut quit: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
         let mut retry = tokio::time::interval(RETRY);
         let mut reconcile = tokio::time::interval(self.parts.config.capture.reconcile);
         let mut beat = tokio::time::interval(hold::HEARTBEAT);
@@ -170,25 +180,41 @@ impl Node {
                     self.show();
                 }
                 // before the source: what it says of a pod is better said to a cgroup that is known
-                Some(event) = next(&mut cgroups) => self.keeper.noticed(event),
+                Some(event) = next(&mut cgroups) => {
+                    if !self.is_superseded() {
+                        self.keeper.noticed(event);
+                    }
+                }
                 event = next(&mut events) => match event {
                     Some(event) => self.take(event).await,
-                    None => break,
+                    None => bail!("the source of pods has ended by itself"),
                 },
                 order = next(&mut orders) => match order {
                     Some(order) => self.carry_out(order).await,
-                    None => break,
+                    None => bail!("the source of pods has ended by itself"),
                 },
                 () = changed(&mut standing) => self.show(),
                 Ok(()) = index.changed() => self.refresh_identities(),
                 cookie = self.monitor.changed() => self.inspect(cookie).await,
                 () = self.keeper.due() => self.held(),
-                _ = beat.tick() => self.held(),
+                _ = beat.tick() => {
+                    if !self.is_superseded() {
+                        self.keeper.beat();
+                        self.held();
+                    }
+                }
                 _ = retry.tick() => self.retry().await,
                 _ = reconcile.tick() => self.reconcile().await,
             }
         }
+        // istio-cni is not to count on this process any more, and pods are the successor's to write on
+        self.parts.source_task.abort();
+        if let Some(reporter) = &self.parts.reporter {
+            reporter.retire();
+        }
+        drop((events, orders, cgroups));
         self.drain().await;
+        Ok(())
     }
 
     async fn take(&mut self, event: PodEvent) {
@@ -256,6 +282,9 @@ impl Node {
                 "a successor has taken over capture, serving what is open until told to end"
             );
             self.superseded = true;
+            if let Some(reporter) = &self.parts.reporter {
+                reporter.retire();
+            }
         }
         self.superseded
     }
@@ -267,27 +296,34 @@ impl Node {
         }
         let pods: Vec<_> = self
             .members
-            .into_values()
-            .filter_map(|m| m.serving)
-            .chain(self.leaving.into_iter().map(|(_, s)| s))
+            .drain()
+            .filter_map(|(_, m)| m.serving)
+            .chain(self.leaving.drain(..).map(|(_, s)| s))
             .map(|s| s.pod)
             .collect();
         let open: usize = pods.iter().map(|p| p.flows()).sum();
         let deadline = self.parts.config.drain_deadline;
         tracing::info!(open, ?deadline, "draining");
         pods.iter().for_each(|pod| pod.advance(Phase::Drain));
-        let all_idle = async {
-            for pod in &pods {
-                pod.idle().await;
-            }
-        };
-        if tokio::time::timeout(deadline, all_idle).await.is_err() {
-            pods.iter().for_each(|pod| pod.advance(Phase::Cut));
-            for pod in &pods {
-                // the tasks only have to notice; a stuck thread must not keep the process
-                let _ = tokio::time::timeout(HANDOVER, pod.idle()).await;
-            }
+        // a namespace is not kept for longer than something is open in it: the drain may take hours
+        if let Some(mut capture) = self.capture() {
+            capture.abandon();
         }
+        drop(self.monitor);
+        let weak: Vec<_> = pods.iter().map(Arc::downgrade).collect();
+        let mut waits = JoinSet::new();
+        for pod in pods {
+            waits.spawn_local(async move { pod.idle().await });
+        }
+        let idle = async { while waits.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, idle).await.is_ok() {
+            return;
+        }
+        let left = || weak.iter().filter_map(Weak::upgrade);
+        left().for_each(|pod| pod.advance(Phase::Cut));
+        // the tasks only have to notice; a stuck thread must not keep the process
+        let idle = async { while waits.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(HANDOVER, idle).await;
     }
 }
 

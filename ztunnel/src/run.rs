@@ -11,6 +11,7 @@ use capture::{Capture, DriftKind, external, own_cgroup};
 use control::Publisher;
 use enroll::cgroups::CgroupEvent;
 use enroll::kubernetes::{self, Reporter};
+use enroll::place;
 use enroll::{Rules, zds};
 use identity::Crl;
 use mesh::{Index, Resource as MeshResource};
@@ -20,7 +21,7 @@ use telemetry::log::{Format, LogHandle};
 use telemetry::metrics::{Counters, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::LocalSet;
+use tokio::task::{AbortHandle, LocalSet};
 
 use crate::check;
 use crate::config::{self, Config, Enroll, Local, LogFormat, Redirect, World};
@@ -33,7 +34,7 @@ use crate::endpoint::{self, metrics, ready};
 use crate::finder::Finder;
 use crate::mesh_file::{self, Fault};
 use crate::meters;
-use crate::node::{Keeper, Node, Parts, READY_TASK, Redirection, Source};
+use crate::node::{Keeper, Node, Parts, READY_TASK, Redirection, Source, lock};
 use crate::panics;
 use crate::repair;
 use crate::resolver::Names;
@@ -162,13 +163,14 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     ready.done(PROXY_TASK);
 
     let (keeper, cgroups) = keeper(&config, &redirection, cgroup.as_deref(), holds);
-    let (source, reporter) = source(&config, cgroup, &log).await?;
+    let (source, reporter, source_task) = source(&config, cgroup, &log).await?;
     let parts = Parts {
         config,
         redirection,
         keeper,
         cgroups,
         reporter,
+        source_task,
         shards,
         shared,
         ready,
@@ -179,7 +181,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         posture,
         enroll_fault,
     };
-    Node::new(parts).run(source, stop).await;
+    Node::new(parts).run(source, stop).await?;
     tracing::info!("drained, ending");
     Ok(())
 }
@@ -215,12 +217,27 @@ fn keeper(
     cgroup: Option<&Path>,
     counts: Counters,
 ) -> (Keeper, Option<mpsc::Receiver<CgroupEvent>>) {
-    let (Some(rule), Redirection::Ebpf(capture)) = (config.capture.hold, redirection) else {
+    let Redirection::Ebpf(capture) = redirection else {
+        return (Keeper::idle(), None);
+    };
+    let Some(rule) = config.capture.hold else {
+        // a predecessor may have asked for it
+        if let Err(error) = lock(capture).hold_unknown(None) {
+            tracing::warn!(%error, "pods may still be held as a former daemon wanted");
+        }
         return (Keeper::idle(), None);
     };
     let followed = cgroup.filter(|_| matches!(config.enroll, Enroll::Kubernetes { .. }));
-    let existing = followed.map(enroll::cgroups::scan);
-    let keeper = Keeper::new(capture, rule, existing, counts);
+    let only_pods = followed.filter(|root| enroll::cgroups::holds_only_pods(root));
+    if let Some(root) = followed.filter(|_| only_pods.is_none()) {
+        tracing::warn!(cgroup = %root.display(), "new pods are held only once the API server has told about them: set CAPTURE_CGROUP to the directory of the pods alone, such as kubepods.slice");
+    }
+    let existing = only_pods.map(enroll::cgroups::scan);
+    let finder = place::Finder::new(&config.capture.host_proc);
+    let finder = finder
+        .inspect_err(|error| tracing::warn!(%error, "pods of the node's network are held until they are known"))
+        .ok();
+    let keeper = Keeper::new(capture, rule, existing, finder, counts);
     let cgroups = followed.map(|root| enroll::cgroups::watch(root.to_owned()));
     (keeper, cgroups)
 }
@@ -230,14 +247,14 @@ async fn source(
     config: &Config,
     cgroup: Option<PathBuf>,
     log: &LogHandle,
-) -> anyhow::Result<(Source, Option<Reporter>)> {
+) -> anyhow::Result<(Source, Option<Reporter>, AbortHandle)> {
     let (events, seen) = mpsc::channel(EVENTS_MAX);
     match &config.enroll {
         Enroll::File(path) => {
             let follow =
                 enroll::file::source(path.clone(), rules(config), Default::default(), events);
-            tokio::task::spawn_local(follow);
-            Ok((Source::Events(seen), None))
+            let task = tokio::task::spawn_local(follow);
+            Ok((Source::Events(seen), None, task.abort_handle()))
         }
         Enroll::Kubernetes { node } => {
             let settings = kubernetes::Config {
@@ -254,8 +271,8 @@ async fn source(
             let (reporter, follow) = kubernetes::start(settings, events)
                 .await
                 .context("ENROLL=kubernetes")?;
-            tokio::task::spawn_local(follow);
-            Ok((Source::Events(seen), Some(reporter)))
+            let task = tokio::task::spawn_local(follow);
+            Ok((Source::Events(seen), Some(reporter), task.abort_handle()))
         }
         Enroll::Zds {
             socket,
@@ -268,13 +285,13 @@ async fn source(
                 strict_exit: *strict_exit,
             };
             let log = log.clone();
-            tokio::task::spawn_local(async move {
+            let task = tokio::task::spawn_local(async move {
                 let broken = zds::run(settings, orders, standing).await;
                 tracing::error!(error = %broken, "istio-cni broke the protocol, ending at once (ZDS_STRICT_EXIT)");
                 log.flush();
                 std::process::exit(1);
             });
-            Ok((Source::Orders(ordered, stands), None))
+            Ok((Source::Orders(ordered, stands), None, task.abort_handle()))
         }
     }
 }

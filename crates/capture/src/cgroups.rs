@@ -84,6 +84,12 @@ impl Capture {
         self.write_settings(settings)
     }
 
+    /// Whether cgroups that nobody has told about are held now, perhaps since a predecessor asked for it.
+    pub fn holds_unknown(&self) -> io::Result<bool> {
+        let until = Duration::from_nanos(self.settings()?.hold_until);
+        Ok(sys::clock::monotonic()? < until)
+    }
+
     /// Cgroups that are held or denied at present.
     pub fn held(&self) -> Vec<CgroupView> {
         let waiting =

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use sys::Netns;
-use sys::socket::{ListenOptions, UdpOptions, listen, udp_listen};
+use sys::socket::{Keepalive, ListenOptions, UdpOptions, listen, udp_listen};
 
 /// Outbound connections are redirected here.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -129,6 +129,7 @@ fn listen_at(at: SocketAddr, options: &Options, transparent: &mut bool) -> io::R
         transparent,
         mark: Some(options.mark),
         reuse_port: options.reuse_port,
+        keepalive: keepalive(at.port()),
         ..ListenOptions::default()
     };
     match listen(at, &wanted(*transparent)) {
@@ -139,6 +140,11 @@ fn listen_at(at: SocketAddr, options: &Options, transparent: &mut bool) -> io::R
         }
         done => named(at, done),
     }
+}
+
+/// What accepted connections inherit; HBONE finds out by PING whether its peer lives.
+fn keepalive(port: u16) -> Option<Keepalive> {
+    (port != HBONE_PORT).then(Keepalive::default)
 }
 
 fn udp_options(options: &Options) -> UdpOptions {

@@ -91,6 +91,16 @@ impl Finder {
         Ok(Self { proc, foreign })
     }
 
+    /// The first processes of pods, by what stands in their cgroups' names, where these are in the node's own network namespace. A pod
+    /// is of the node's network when the same process is named by two looks some time apart: a container runtime joins the cgroup first.
+    pub fn in_node_namespace(&self) -> HashMap<String, u32> {
+        let first = |processes: Vec<Process>| processes.into_iter().min_by_key(Process::age);
+        let all = self.proc.by_key().into_iter();
+        all.filter_map(|(key, processes)| Some((key, first(processes)?.pid)))
+            .filter(|(_, pid)| self.proc.namespace(*pid).ok() == self.foreign.first().copied())
+            .collect()
+    }
+
     /// Looks for all of these pods, in the order given.
     pub fn find(&self, sought: &[Sought]) -> Vec<Result<Place, Missing>> {
         let mut places: Vec<Option<Result<Place, Missing>>> =

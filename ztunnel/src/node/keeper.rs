@@ -1,7 +1,7 @@
 //! Holding pods until they are enrolled: carries out what [`crate::hold`] decides, tells of it, and keeps the kernel
 //! holding cgroups that nobody has told about yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,6 +9,7 @@ use std::time::Instant;
 use capture::{Capture, CgroupState};
 use enroll::Sighting;
 use enroll::cgroups::{CgroupEvent, Kind, PodCgroup};
+use enroll::place::Finder;
 use enroll::rules::Why;
 use mesh::Str;
 use telemetry::metrics::Counters;
@@ -30,6 +31,12 @@ struct Inner {
     counts: Counters,
     /// cgroups that nobody has told about are held as well
     unknown: bool,
+    /// cgroups that are no pod's and hold some
+    groups: HashSet<PathBuf>,
+    /// who is of the node's network
+    finder: Option<Finder>,
+    /// pods whose first process is in the node's namespace, as of the last look
+    suspects: HashMap<Str, u32>,
 }
 
 impl Keeper {
@@ -46,6 +53,7 @@ impl Keeper {
         capture: &Arc<Mutex<Capture>>,
         rule: Hold,
         existing: Option<Vec<PodCgroup>>,
+        finder: Option<Finder>,
         counts: Counters,
     ) -> Self {
         let mut inner = Inner {
@@ -54,7 +62,12 @@ impl Keeper {
             ids: HashMap::new(),
             counts,
             unknown: existing.is_some(),
+            groups: HashSet::new(),
+            finder,
+            suspects: HashMap::new(),
         };
+        // a predecessor told the kernel about all that it knew: what it holds beyond that has come since
+        let came_since = lock(capture).holds_unknown().unwrap_or(false);
         let now = Instant::now();
         let known: HashMap<u64, CgroupState> = lock(capture)
             .cgroups()
@@ -65,8 +78,12 @@ impl Keeper {
             let step = match cgroup.kind {
                 Kind::Group => Some(group(cgroup.path)),
                 Kind::Pod => {
-                    let told = inner.told(&cgroup.path, &known);
-                    inner.holder.found(&cgroup.path, cgroup.uid, told, now)
+                    let (entry, told) = inner.told(&cgroup.path, &known);
+                    if came_since && !entry {
+                        inner.holder.appeared(&cgroup.path, cgroup.uid, now)
+                    } else {
+                        inner.holder.found(&cgroup.path, cgroup.uid, told, now)
+                    }
                 }
             };
             inner.carry_out(step);
@@ -85,6 +102,10 @@ impl Keeper {
                     .holder
                     .appeared(&cgroup.path, cgroup.uid, Instant::now()),
             },
+            CgroupEvent::Gone(path) if inner.groups.contains(&path) => Some(Step {
+                state: None,
+                ..group(path)
+            }),
             CgroupEvent::Gone(path) => inner.holder.gone(&path),
         };
         inner.carry_out(step);
@@ -120,11 +141,26 @@ impl Keeper {
     }
 
     /// What time has changed; and a sign of life.
-    pub fn tick(&mut self) {
+    ///
+    /// - `told_of_all`: the source tells of all pods now
+    pub fn tick(&mut self, told_of_all: bool) {
         let Some(inner) = &mut self.0 else { return };
+        inner.holder.trust(told_of_all);
         let steps = inner.holder.tick(Instant::now());
         inner.carry_out(steps);
-        inner.beat();
+    }
+
+    /// A sign of life, and a look at those that nobody has told about.
+    pub fn beat(&mut self) {
+        if let Some(inner) = &mut self.0 {
+            inner.let_node_go();
+            inner.beat();
+        }
+    }
+
+    /// Tells the kernel again what it does not know any more, or could not be told. Returns how much that was.
+    pub fn audit(&mut self) -> usize {
+        self.0.as_mut().map_or(0, Inner::audit)
     }
 
     /// Returns when time has something to change.
@@ -156,28 +192,62 @@ impl Inner {
         for step in steps {
             tell(&step);
             self.count(&step);
-            let mut capture = lock(&self.capture);
-            let Some(state) = step.state else {
-                if let Some(id) = self.ids.remove(&step.cgroup) {
-                    capture.forget_cgroup(id);
+            match step.state {
+                None => {
+                    self.groups.remove(&step.cgroup);
+                    if let Some(id) = self.ids.remove(&step.cgroup) {
+                        lock(&self.capture).forget_cgroup(id);
+                    }
                 }
+                Some(state) => {
+                    if state == State::Group {
+                        self.groups.insert(step.cgroup.clone());
+                    }
+                    self.write(&step.cgroup, state);
+                }
+            }
+        }
+    }
+
+    fn audit(&mut self) -> usize {
+        let known: HashMap<u64, CgroupState> = lock(&self.capture)
+            .cgroups()
+            .into_iter()
+            .map(|view| (view.id, view.state))
+            .collect();
+        let groups = self
+            .groups
+            .iter()
+            .map(|group| (group.clone(), State::Group));
+        let told = self.holder.told();
+        let told = told.map(|(cgroup, state)| (cgroup.to_owned(), state));
+        let wanted: Vec<(PathBuf, State)> = groups.chain(told).collect();
+        let mut mended = 0;
+        for (cgroup, state) in wanted {
+            let is = self.ids.get(&cgroup).and_then(|id| known.get(id));
+            // capture answers for what is enrolled
+            let fine = is.is_some_and(|is| {
+                *is == in_kernel(state) || matches!(is, CgroupState::Enrolled(_))
+            });
+            if fine || !cgroup.is_dir() {
                 continue;
-            };
-            let state = match state {
-                State::Group => CgroupState::Group,
-                State::Free => CgroupState::Free,
-                State::Held => CgroupState::Held,
-                State::Denied => CgroupState::Denied,
-            };
-            match capture.set_cgroup(&step.cgroup, state) {
-                Ok(id) => {
-                    self.ids.insert(step.cgroup, id);
-                }
-                // one that is gone meanwhile has no processes to be held
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::error!(cgroup = %step.cgroup.display(), ?state, %error, "the kernel could not be told about a cgroup");
-                }
+            }
+            tracing::warn!(cgroup = %cgroup.display(), ?state, "the kernel did not know about a cgroup any more, telling it again");
+            self.write(&cgroup, state);
+            mended += 1;
+        }
+        mended
+    }
+
+    fn write(&mut self, cgroup: &Path, state: State) {
+        match lock(&self.capture).set_cgroup(cgroup, in_kernel(state)) {
+            Ok(id) => {
+                self.ids.insert(cgroup.to_owned(), id);
+            }
+            // one that is gone meanwhile has no processes to be held
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(cgroup = %cgroup.display(), ?state, %error, "the kernel could not be told about a cgroup, trying again");
             }
         }
     }
@@ -191,16 +261,43 @@ impl Inner {
         }
     }
 
-    /// What a predecessor told the kernel about a cgroup that waits.
-    fn told(&mut self, cgroup: &Path, known: &HashMap<u64, CgroupState>) -> Option<State> {
-        let id = sys::cgroup::id(cgroup).ok()?;
-        let state = match known.get(&id)? {
-            CgroupState::Held => State::Held,
-            CgroupState::Denied => State::Denied,
-            _ => return None,
+    /// Whether a predecessor told the kernel about a cgroup, and what, if it waits.
+    fn told(&mut self, cgroup: &Path, known: &HashMap<u64, CgroupState>) -> (bool, Option<State>) {
+        let Ok(id) = sys::cgroup::id(cgroup) else {
+            return (false, None);
+        };
+        let Some(state) = known.get(&id) else {
+            return (false, None);
         };
         self.ids.insert(cgroup.to_owned(), id);
-        Some(state)
+        let state = match state {
+            CgroupState::Held => Some(State::Held),
+            CgroupState::Denied => Some(State::Denied),
+            _ => None,
+        };
+        (true, state)
+    }
+
+    /// Lets go what is of the node's network: it is never in the mesh, and the API server may be of it.
+    fn let_node_go(&mut self) {
+        let unknown = self.holder.unknown();
+        let Some(finder) = self.finder.as_ref().filter(|_| !unknown.is_empty()) else {
+            self.suspects.clear();
+            return;
+        };
+        let found = finder.in_node_namespace();
+        let before = std::mem::take(&mut self.suspects);
+        for (cgroup, uid) in unknown {
+            let Some(pid) = found.get(&*uid).copied() else {
+                continue;
+            };
+            if before.get(&uid) == Some(&pid) {
+                let step = self.holder.release(&cgroup);
+                self.carry_out(step);
+            } else {
+                self.suspects.insert(uid, pid);
+            }
+        }
     }
 
     /// Keeps the kernel holding what nobody has told about.
@@ -211,6 +308,15 @@ impl Inner {
         if let Err(error) = lock(&self.capture).hold_unknown(Some(WINDOW)) {
             tracing::error!(%error, "new pods are not held before they are known");
         }
+    }
+}
+
+fn in_kernel(state: State) -> CgroupState {
+    match state {
+        State::Group => CgroupState::Group,
+        State::Free => CgroupState::Free,
+        State::Held => CgroupState::Held,
+        State::Denied => CgroupState::Denied,
     }
 }
 

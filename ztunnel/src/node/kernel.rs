@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, MutexGuard};
 
-use capture::Capture;
+use capture::{Capture, DriftKind};
 use enroll::kubernetes::Report;
 use mesh::Str;
 
@@ -46,7 +46,13 @@ impl Node {
         if self.is_superseded() {
             return;
         }
-        self.keeper.tick();
+        let api = self
+            .parts
+            .reporter
+            .as_ref()
+            .map(|reporter| reporter.standing());
+        let told_of_all = api.is_none_or(|api| api.synced && api.faults.is_empty());
+        self.keeper.tick(told_of_all);
         self.show();
     }
 
@@ -117,6 +123,9 @@ impl Node {
             let all: Vec<Str> = self.members.keys().cloned().collect();
             self.follow(found, &all).await;
         }
+        let untold = self.keeper.audit();
+        let drift = &self.parts.states.drift;
+        drift.add(DriftKind::Cgroup.label(), untold as u64);
         self.settle();
         self.disown();
         self.show();

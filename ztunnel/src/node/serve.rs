@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use capture::{PodFlags, PodWanted, external};
 use enroll::kubernetes::Report;
-use enroll::{PodSpec, StopReason};
+use enroll::{PodSpec, Sighting, StopReason, Why};
 use mesh::Str;
 use proxy::{Listeners, Phase, Pod, PodName};
 use sys::Netns;
@@ -30,6 +30,7 @@ impl Node {
             return;
         }
         let uid = spec.uid.clone();
+        self.free_ports(&uid);
         match self.open(&spec).await {
             Ok(serving) => {
                 self.enrolled(&spec, serving, HANDOVER);
@@ -51,6 +52,17 @@ impl Node {
             }
         }
         self.expect(std::slice::from_ref(&uid));
+    }
+
+    /// Ports that are not shared are free only once the pod's present listeners are closed.
+    fn free_ports(&self, uid: &str) {
+        let Redirection::External(options) = &self.parts.redirection else {
+            return;
+        };
+        let serving = self.members.get(uid).and_then(|m| m.serving.as_ref());
+        if let Some(serving) = serving.filter(|_| !options.reuse_port) {
+            serving.pod.advance(Phase::Drain);
+        }
     }
 
     /// A pod does not stand as it should.
@@ -196,7 +208,12 @@ impl Node {
             return;
         };
         tracing::info!(pod = %spec.uid, name = %spec.name, namespace = %spec.namespace, ?reason, "pod un-enrolled");
-        if reason != StopReason::Replaced {
+        // its place is sought again: it stays captured, and so closed
+        let stays = matches!(
+            reason,
+            StopReason::Replaced | StopReason::Left(Why::PlaceUnknown)
+        );
+        if !stays {
             self.report(&spec.uid, Report::Left);
         }
         let Some(serving) = member.serving else {
@@ -206,11 +223,11 @@ impl Node {
         self.refresh_identities();
         // a successor undoes the pod's routes without knowing of connections here, so they would hang
         let superseded = self.is_superseded();
-        if superseded || !matches!(reason, StopReason::Left(_)) {
+        if superseded || stays || !matches!(reason, StopReason::Left(_)) {
             serving.pod.advance(Phase::Cut);
         }
         if !superseded
-            && reason != StopReason::Replaced
+            && !stays
             && let Some(Err(error)) = self.capture().map(|mut c| c.retire(serving.cookie))
         {
             tracing::error!(pod = %spec.uid, %error, "capture of new connections could not be switched off");
@@ -268,7 +285,11 @@ impl Node {
 
     /// Whether a pod is in the mesh and does not serve yet: what captures it must stay, so that it stays closed.
     pub(super) fn awaits_start(&self, uid: &str) -> bool {
-        matches!(self.roster.pod(uid), Some(enroll::Sighting::In(_)))
-            && self.members.get(uid).is_none_or(|m| m.error.is_some())
+        let expected = match self.roster.pod(uid) {
+            Some(Sighting::In(_)) => true,
+            Some(Sighting::Out(pod)) => pod.why == Why::PlaceUnknown,
+            None => false,
+        };
+        expected && self.members.get(uid).is_none_or(|m| m.error.is_some())
     }
 }

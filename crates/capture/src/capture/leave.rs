@@ -29,6 +29,12 @@ pub struct Released {
 }
 
 impl Capture {
+    /// Lets go of all namespaces, and changes nothing in the kernel: for a process that only finishes what it has.
+    pub fn abandon(&mut self) {
+        self.pods.clear();
+        self.retired.clear();
+    }
+
     /// First half of letting a pod go: nothing new is captured, what is captured goes on. Keeps the rules and routes that
     /// captured connections need until [`Capture::release`]. The pod's sockets may be closed after this.
     ///

@@ -189,10 +189,10 @@ impl<'a> Session<'a> {
             }
             Step::Start {
                 candidate,
-                replaces,
+                replaces: _,
             } => {
                 let uid = Arc::clone(&candidate.uid);
-                let error = self.start(candidate, replaces, ORDER_MAX).await?;
+                let error = self.start(candidate, ORDER_MAX).await?;
                 tracing::error!(pod = %uid, error, "pod not served, trying again");
                 Some(error)
             }
@@ -212,20 +212,13 @@ impl<'a> Session<'a> {
     }
 
     /// Orders a start and waits for its outcome; gives what went wrong.
-    async fn start(
-        &mut self,
-        mut candidate: Candidate<Place>,
-        replaces: bool,
-        within: Duration,
-    ) -> Option<String> {
+    async fn start(&mut self, mut candidate: Candidate<Place>, within: Duration) -> Option<String> {
         let until = Instant::now() + within;
         let how = match self.spec(&mut candidate) {
             Ok(spec) => self.order_start(spec, until).await,
             Err(error) => {
-                if replaces {
-                    // what was served before is over whatever comes after it
-                    self.stop(vec![Arc::clone(&candidate.uid)]).await;
-                }
+                // what was served before, perhaps without our knowing, is over whatever comes after it
+                self.stop(vec![Arc::clone(&candidate.uid)]).await;
                 Started::No(error)
             }
         };
@@ -241,7 +234,11 @@ impl<'a> Session<'a> {
     async fn order_start(&self, spec: PodSpec, until: Instant) -> Started {
         let (done, answer) = oneshot::channel();
         let spec = Arc::new(spec);
-        self.order(Order::Start { spec, done }).await;
+        let order = self.order(Order::Start { spec, done });
+        if timeout_at(until, order).await.is_err() {
+            // not even taken
+            return Started::No("the node is busy".to_owned());
+        }
         match timeout_at(until, answer).await {
             Ok(Ok(Ok(()))) => Started::Yes,
             Ok(Ok(Err(error))) => Started::No(error),
@@ -255,7 +252,12 @@ impl<'a> Session<'a> {
         let mut answers = Vec::with_capacity(uids.len());
         for uid in uids {
             let (done, answer) = oneshot::channel();
-            self.order(Order::Stop { uid, done }).await;
+            if timeout_at(until, self.order(Order::Stop { uid, done }))
+                .await
+                .is_err()
+            {
+                break;
+            }
             answers.push(answer);
         }
         for answer in answers {
@@ -306,7 +308,7 @@ impl<'a> Session<'a> {
         // it may have gone meanwhile
         if let Some(candidate) = next.and_then(|uid| self.book.again(&uid)) {
             let uid = Arc::clone(&candidate.uid);
-            match self.start(candidate, false, RETRY_ORDER_MAX).await {
+            match self.start(candidate, RETRY_ORDER_MAX).await {
                 None => tracing::info!(pod = %uid, "pod served after all"),
                 Some(error) => {
                     tracing::warn!(pod = %uid, error, "pod not served yet, trying again")
