@@ -43,7 +43,7 @@ fn help_goes_to_stdout_under_all_its_names() {
     assert_eq!((code, err.as_str()), (Some(0), ""));
     for part in [
         "Usage: ztunnel [COMMAND]",
-        "ENROLL_FILE [(required)]",
+        "ENROLL_FILE [(none)]",
         "XDS_ADDRESS",
         "RUST_BACKTRACE",
     ] {
@@ -78,7 +78,11 @@ fn a_setting_that_cannot_be_used_ends_the_start_in_one_line() {
             "PROXY_CONFIG is not valid: statsPort: 70000, expected a port number from 0 to 65535",
         ),
         (
-            &[("LOCAL_XDS", "{}"), ("EMBEDDED_CA_DIR", "ca")],
+            &[
+                ("ENROLL", "file"),
+                ("LOCAL_XDS", "{}"),
+                ("EMBEDDED_CA_DIR", "ca"),
+            ],
             "ENROLL_FILE",
         ),
     ] {

@@ -105,6 +105,10 @@ impl Capture {
     }
 
     fn check_pod(&self, cookie: u64, entry: &Enrolled, sight: &Sight<'_>, found: &mut Vec<Drift>) {
+        // nothing runs in a pod whose cgroup is gone: it has ended, and its source is about to say so
+        if entry.applied.is_some() && !entry.pod.cgroup.is_dir() {
+            return;
+        }
         let differences = self.compare(entry, sight).unwrap_or_else(|error| {
             let what = format!("cannot be read: {error}");
             vec![Difference::new(DriftKind::Unreadable, what)]

@@ -189,10 +189,10 @@ impl<'a> Session<'a> {
             }
             Step::Start {
                 candidate,
-                replaces: _,
+                replaces,
             } => {
                 let uid = Arc::clone(&candidate.uid);
-                let error = self.start(candidate, ORDER_MAX).await?;
+                let error = self.start(candidate, replaces, ORDER_MAX).await?;
                 tracing::error!(pod = %uid, error, "pod not served, trying again");
                 Some(error)
             }
@@ -212,13 +212,20 @@ impl<'a> Session<'a> {
     }
 
     /// Orders a start and waits for its outcome; gives what went wrong.
-    async fn start(&mut self, mut candidate: Candidate<Place>, within: Duration) -> Option<String> {
+    async fn start(
+        &mut self,
+        mut candidate: Candidate<Place>,
+        replaces: bool,
+        within: Duration,
+    ) -> Option<String> {
         let until = Instant::now() + within;
         let how = match self.spec(&mut candidate) {
             Ok(spec) => self.order_start(spec, until).await,
             Err(error) => {
-                // what was served before, perhaps without our knowing, is over whatever comes after it
-                self.stop(vec![Arc::clone(&candidate.uid)]).await;
+                if replaces {
+                    // what was served before is over whatever comes after it
+                    self.stop(vec![Arc::clone(&candidate.uid)]).await;
+                }
                 Started::No(error)
             }
         };
@@ -308,7 +315,7 @@ impl<'a> Session<'a> {
         // it may have gone meanwhile
         if let Some(candidate) = next.and_then(|uid| self.book.again(&uid)) {
             let uid = Arc::clone(&candidate.uid);
-            match self.start(candidate, RETRY_ORDER_MAX).await {
+            match self.start(candidate, false, RETRY_ORDER_MAX).await {
                 None => tracing::info!(pod = %uid, "pod served after all"),
                 Some(error) => {
                     tracing::warn!(pod = %uid, error, "pod not served yet, trying again")
