@@ -33,6 +33,14 @@ pub fn remove(path: &Path) -> Result<()> {
     if !path.is_dir() {
         return Ok(());
     }
+    empty(path)?;
+    fs::remove_dir(path).with_context(|| format!("remove cgroup {}", path.display()))
+}
+
+/// The same, but the directory itself stays.
+///
+/// Errors: as [`remove`].
+pub fn empty(path: &Path) -> Result<()> {
     // the kernel's own kill (5.14) takes the whole subtree at once and leaves no gap for a fork
     fs::write(path.join("cgroup.kill"), "1")
         .with_context(|| format!("kill cgroup {}", path.display()))?;
@@ -45,15 +53,16 @@ pub fn remove(path: &Path) -> Result<()> {
         &format!("processes in {} gone", path.display()),
         || !populated(),
     )?;
-    remove_tree(path).with_context(|| format!("remove cgroup {}", path.display()))
+    remove_below(path).with_context(|| format!("remove what is below cgroup {}", path.display()))
 }
 
-fn remove_tree(path: &Path) -> io::Result<()> {
+fn remove_below(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
+            remove_below(&entry.path())?;
+            fs::remove_dir(entry.path())?;
         }
     }
-    fs::remove_dir(path)
+    Ok(())
 }

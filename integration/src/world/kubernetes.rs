@@ -497,18 +497,30 @@ impl World {
         let node = self.node(pod.node).clone();
         cgroup::remove(&pod.cgroup)?;
         drop(self.kubernetes_mut().pauses.remove(name));
-        if pod.netns != node.netns {
-            // the daemon may hold the namespace for a while; the addresses are not to stay with it
-            let lines = [
-                format!("link delete p{}", pod.host),
-                // whoever has the addresses next has another link address
-                format!("neigh flush dev cni0 to {}", pod.v4),
-                format!("neigh flush dev cni0 to {}", pod.v6),
-            ];
-            netns::ip(Some(&node.netns_name), &lines)?;
-            netns::ip(None, &[format!("netns delete {}", pod.netns_name)])?;
-        }
-        Ok(())
+        unplug(&node, &pod)
+    }
+
+    /// The sandbox dies and is made anew in the pod's own cgroup, at other addresses, which the API server is not told.
+    ///
+    /// Errors: of `ip` or the cgroup hierarchy.
+    pub fn move_sandbox(&mut self, name: &str) -> Result<Pod> {
+        let before = self.pod(name).clone();
+        let node = self.node(before.node).clone();
+        cgroup::empty(&before.cgroup)?;
+        drop(self.kubernetes_mut().pauses.remove(name));
+        unplug(&node, &before)?;
+        let number = self.next_pod();
+        let host = FIRST_POD + u8::try_from(number).context("too many pods")?;
+        ensure!(host < FIRST_DAEMON, "too many pods");
+        let netns_name = format!("{}-{name}-{number}", self.id());
+        let pod = self.pods.iter_mut().find(|pod| pod.name == name);
+        let pod = pod.ok_or_else(|| anyhow!("no pod {name}"))?;
+        (pod.host, pod.v4, pod.v6) = (host, node.v4(host), node.v6(host));
+        pod.netns = netns::path(&netns_name);
+        pod.netns_name = netns_name;
+        let pod = pod.clone();
+        self.make_sandbox(name)?;
+        Ok(pod)
     }
 
     /// A pod ends by itself: `Succeeded` or `Failed`; its object stays.
@@ -672,4 +684,20 @@ fn running(pod: &Pod, node: Ipv4Addr, qos: &Value) -> Value {
         "containerStatuses": [{"name": "app", "ready": true, "restartCount": 0, "started": true,
             "image": "registry.example/app:1", "imageID": "", "state": {"running": {"startedAt": "2026-01-02T03:04:06Z"}}}],
     })
+}
+
+/// Takes a sandbox off its node.
+fn unplug(node: &Node, pod: &Pod) -> Result<()> {
+    if pod.netns == node.netns {
+        return Ok(());
+    }
+    // the daemon may hold the namespace for a while; the addresses are not to stay with it
+    let lines = [
+        format!("link delete p{}", pod.host),
+        // whoever has the addresses next has another link address
+        format!("neigh flush dev cni0 to {}", pod.v4),
+        format!("neigh flush dev cni0 to {}", pod.v6),
+    ];
+    netns::ip(Some(&node.netns_name), &lines)?;
+    netns::ip(None, &[format!("netns delete {}", pod.netns_name)])
 }

@@ -140,6 +140,43 @@ fn a_connect_before_the_enrolment_waits_for_it_under_systemd() -> Result<()> {
 }
 
 #[test]
+fn a_sandbox_made_anew_in_its_pods_cgroup_stays_closed_until_it_is_found() -> Result<()> {
+    let mut cluster = Cluster::labelled(Driver::Systemd, &[])?;
+    let server = cluster.pod("server-0").clone();
+    let _echo = server.serve(&["echo"])?;
+    let before = cluster.pod("client-0").clone();
+    cluster.authenticated(&before, &server, &[])?;
+    let wire = cluster.world.node(0).capture(cluster.world.node(1))?;
+    let moved = cluster.world.move_sandbox("client-0")?;
+    assert_eq!((&moved.uid, &moved.cgroup), (&before.uid, &before.cgroup));
+    let first = eager(&moved, &server)?;
+    // the daemon has seen that the pod's place is another, and does not know which
+    cluster.daemons[0].wait_dump(SOON, "a pod without a place", |dump| {
+        let why = dump["workloadState"][&moved.uid]["reason"].as_str();
+        why.is_some_and(|why| why.contains("unknown"))
+    })?;
+    let held = verdicts(&cluster.daemons[0], "connect_held_netns")?;
+    let second = eager(&moved, &server)?;
+    until(SOON, "the second one is held as well", || {
+        let now = verdicts(&cluster.daemons[0], "connect_held_netns")?;
+        Ok((now > held).then_some(()))
+    })?;
+    cluster.world.tell_running("client-0");
+    for app in [first, second] {
+        let seen = told(app, &cluster.daemons[0])?;
+        let line = cluster.outbound(&moved, &seen)?;
+        assert_eq!(
+            line.field("src.identity"),
+            moved.identity(),
+            "{}",
+            line.text
+        );
+    }
+    private(&wire.stop()?, &server);
+    cluster.captured("client-0")
+}
+
+#[test]
 fn a_pod_that_is_known_but_not_found_waits() -> Result<()> {
     let mut cluster = Cluster::labelled(Driver::Cgroupfs, &[])?;
     let server = cluster.pod("server-0").clone();

@@ -179,7 +179,8 @@ impl Node {
             );
             // one that came back meanwhile is shown as what it is now
             let back = |v: &View| matches!(v.state, State::Up | State::Pending(_));
-            if !views.get(uid).is_some_and(back) {
+            // and one whose place is sought again has not left
+            if !views.get(uid).is_some_and(back) && !self.awaits_start(uid) {
                 views.insert(uid.clone(), view);
             }
         }
