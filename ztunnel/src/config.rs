@@ -14,15 +14,17 @@ use mesh::SpiffeId;
 mod capture;
 mod control_plane;
 mod limits;
+mod mode;
 mod proxy_config;
 mod value;
 pub mod variables;
 pub mod view;
 
-pub use capture::{Capture, Enroll, Hold, HoldPolicy, Redirect};
+pub use capture::{Capture, DnsAddress, Enroll, Hold, HoldPolicy, Redirect};
 use control_plane::Common;
 pub use control_plane::{Ca, Local, Xds};
 pub use limits::{Http2, Keepalive};
+pub use mode::Mode;
 use proxy_config::ProxyConfig;
 use value::Env;
 pub use value::{Invalid, World};
@@ -53,6 +55,8 @@ pub struct Own {
 /// Everything the daemon was told.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// for whom it works
+    pub mode: Mode,
     /// where the node's pods come from
     pub enroll: Enroll,
     /// how to reach the API server; none = as a pod of the cluster
@@ -103,6 +107,8 @@ pub struct Config {
     pub http2: Http2,
     /// TCP keepalive
     pub keepalive: Keepalive,
+    /// a SOCKS5 listener on the loopback of each pod
+    pub socks5: bool,
     /// PROXY-protocol delivery on the pod's loopback
     pub localhost_app_tunnel: bool,
     /// time that open connections have after a termination request
@@ -127,7 +133,8 @@ pub struct Config {
 pub fn read(world: &World) -> Result<Config, Invalid> {
     let env = Env::new(world);
     let proxy = ProxyConfig::read(&env)?;
-    let enroll = Enroll::read(&env)?;
+    let mode = Mode::read(&env)?;
+    let enroll = Enroll::read(&env, &mode)?;
     let capture = Capture::read(&env, &proxy, &enroll)?;
     let tls12 = env.is_true("TLS12_ENABLED");
     let post_quantum_only = env.raw("COMPLIANCE_POLICY") == Some("pqc");
@@ -140,17 +147,16 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
     let local = control_plane::local(&env)?;
     let xds = control_plane::xds(&env, &common, &proxy, local.as_ref(), capture.dns)?;
     let ca = control_plane::ca(&env, &common)?;
-    let mut warnings = ineffective(&env);
+    let mut warnings = ineffective(&env, &mode);
     warnings.extend(idle_enrolment(&env, &enroll, &capture));
     warnings.extend(control_plane::token_warning(&env));
-    let own = own(&env)?;
-    if own.is_some() {
-        warnings.push(
-            "POD_NAME has no effect yet but in the dump and towards istiod: the daemon's own pod has no HBONE listener"
-                .to_owned(),
-        );
-    }
+    // a machine of its own is a member itself, and has no pod beside that
+    let own = match &mode {
+        Mode::Shared => own(&env)?,
+        Mode::Dedicated(_) => None,
+    };
     Ok(Config {
+        mode,
         enroll,
         kubeconfig: env.optional("KUBECONFIG").map(PathBuf::from),
         excluded_namespaces: env.list("ENROLL_EXCLUDE_NAMESPACES", "kube-system"),
@@ -176,6 +182,7 @@ pub fn read(world: &World) -> Result<Config, Invalid> {
         response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true)?,
         http2: Http2::read(&env)?,
         keepalive: Keepalive::read(&env)?,
+        socks5: env.bool("UNSTABLE_ENABLE_SOCKS5", false)?,
         localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true)?,
         drain_deadline: limits::drain_deadline(&env)?,
         log_format: if env.raw("LOG_FORMAT") == Some("json") {
@@ -255,19 +262,21 @@ fn idle_enrolment(env: &Env<'_>, enroll: &Enroll, capture: &Capture) -> Vec<Stri
 }
 
 /// Settings that are taken and change nothing here.
-fn ineffective(env: &Env<'_>) -> Vec<String> {
-    let dns = "names are not answered yet, questions are forwarded as they are";
-    let shared = "it is for dedicated mode";
-    let tunnel = "the PROXY protocol is not spoken yet, such tunnels are refused";
+fn ineffective(env: &Env<'_>, mode: &Mode) -> Vec<String> {
+    let shared = mode.member().is_none();
+    let own = "the member is what PROXY_WORKLOAD_INFO says";
     [
-        ("CLUSTER_DOMAIN", dns),
-        ("PREFERED_SERVICE_NAMESPACE", dns),
-        ("PROXY_WORKLOAD_INFO", shared),
-        ("LOCALHOST_APP_TUNNEL", tunnel),
+        (
+            "PROXY_WORKLOAD_INFO",
+            shared,
+            "it is for PROXY_MODE=dedicated",
+        ),
+        ("SERVICE_ACCOUNT", !shared, own),
+        ("ENROLL_EXCLUDE_NAMESPACES", !shared, own),
     ]
     .into_iter()
-    .filter(|(name, _)| env.optional(name).is_some())
-    .map(|(name, why)| format!("{name} has no effect: {why}"))
+    .filter(|(name, idle, _)| *idle && env.optional(name).is_some())
+    .map(|(name, _, why)| format!("{name} has no effect: {why}"))
     .collect()
 }
 

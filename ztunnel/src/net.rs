@@ -107,7 +107,7 @@ enum Via {
     /// rules of others
     External {
         /// of every socket
-        mark: u32,
+        mark: Option<u32>,
         /// clients' addresses can be kept
         transparent: bool,
     },
@@ -143,7 +143,7 @@ impl PodNet {
             (Via::Ebpf, Some(from)) => dial_socket(dial.to(), &looped(&self.base, from)),
             (Via::External { mark, transparent }, from) => {
                 let options = DialOptions {
-                    mark: Some(mark),
+                    mark,
                     ..self.base.clone()
                 };
                 let socket = dial_socket(dial.to(), &options)?;
@@ -165,10 +165,10 @@ impl Net for PodNet {
 
     fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
         let mark = match self.via {
-            Via::Ebpf => DAEMON_MARK,
+            Via::Ebpf => Some(DAEMON_MARK),
             Via::External { mark, .. } => mark,
         };
-        let socket = self.netns.run(|| udp_plain(resolver, Some(mark)))??;
+        let socket = self.netns.run(|| udp_plain(resolver, mark))??;
         socket.set_nonblocking(true)?;
         socket.connect(resolver)?;
         Ok(socket)

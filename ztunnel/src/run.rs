@@ -14,7 +14,7 @@ use enroll::kubernetes::{self, Reporter};
 use enroll::place;
 use enroll::{Rules, zds};
 use identity::Crl;
-use mesh::{Index, Resource as MeshResource};
+use mesh::{Index, Resource as MeshResource, Str};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy::{Refusals, Shards, Shared};
 use telemetry::log::{Format, LogHandle};
@@ -44,6 +44,8 @@ use crate::version::Version;
 const EVENTS_MAX: usize = 4;
 /// Orders of istio-cni that wait; it waits for the answer to each.
 const ORDERS_MAX: usize = 1;
+/// Search domains of this machine that are used.
+const SEARCH_MAX: usize = 32;
 /// Readiness task: the data plane is built.
 const PROXY_TASK: &str = "proxy";
 /// Readiness task: the mesh's state is known.
@@ -250,6 +252,7 @@ async fn source(
 ) -> anyhow::Result<(Source, Option<Reporter>, AbortHandle)> {
     let (events, seen) = mpsc::channel(EVENTS_MAX);
     match &config.enroll {
+        Enroll::Own => anyhow::bail!("PROXY_MODE=dedicated has no source of its member yet"),
         Enroll::File(path) => {
             let follow =
                 enroll::file::source(path.clone(), rules(config), Default::default(), events);
@@ -368,6 +371,13 @@ fn shared(
         policy_info: config.policy_info,
         keep_source: config.capture.keep_source,
         ipv4_only: !config.capture.ipv6,
+        socks: config.socks5,
+        dns: proxy::DnsConfig {
+            on: config.capture.dns,
+            cluster_domain: config.cluster_domain.as_str().into(),
+            preferred_namespace: config.preferred_namespace.as_deref().map(Into::into),
+            search: config.mode.member().map(|_| search_domains()),
+        },
     };
     let finder = xds.and_then(control::xds::Client::finder);
     Ok(Shared {
@@ -381,6 +391,27 @@ fn shared(
         resolver: Arc::new(Names::of_node(!config.capture.ipv6)),
         finder: finder.map(|finder| Arc::new(Finder(finder)) as _),
     })
+}
+
+/// The search domains of this machine, which the resolver library of its applications appends.
+fn search_domains() -> Arc<[Str]> {
+    match hickory_resolver::system_conf::read_system_conf() {
+        Ok((config, _)) => {
+            let all = config.domain().into_iter().chain(config.search());
+            let mut list: Vec<Str> = Vec::new();
+            for name in all.filter(|name| !name.is_root()) {
+                let name: Str = (name.to_lowercase().to_ascii().trim_end_matches('.')).into();
+                if !list.contains(&name) && list.len() < SEARCH_MAX {
+                    list.push(name);
+                }
+            }
+            list.into()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no search domains: short names of the mesh are not completed");
+            Arc::default()
+        }
+    }
 }
 
 pub fn rules(config: &Config) -> Rules {

@@ -26,8 +26,8 @@ const NO_V6_LOOPBACK: &str = "sys/net/ipv6/conf/lo/disable_ipv6";
 /// How the sockets are to be.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `SO_MARK` of every socket: it exempts their packets from redirection
-    pub mark: u32,
+    /// `SO_MARK` of every socket: it exempts their packets from redirection; none = the rules exempt them in another way
+    pub mark: Option<u32>,
     /// share the ports with another instance of the daemon
     pub reuse_port: bool,
     /// try to make the listeners transparent, which keeping clients' addresses needs
@@ -127,7 +127,7 @@ fn wildcard(ipv6: bool) -> io::Result<IpAddr> {
 fn listen_at(at: SocketAddr, options: &Options, transparent: &mut bool) -> io::Result<TcpListener> {
     let wanted = |transparent| ListenOptions {
         transparent,
-        mark: Some(options.mark),
+        mark: options.mark,
         reuse_port: options.reuse_port,
         keepalive: keepalive(at.port()),
         ..ListenOptions::default()
@@ -149,7 +149,7 @@ fn keepalive(port: u16) -> Option<Keepalive> {
 
 fn udp_options(options: &Options) -> UdpOptions {
     UdpOptions {
-        mark: Some(options.mark),
+        mark: options.mark,
         reuse_port: options.reuse_port,
     }
 }

@@ -58,6 +58,23 @@ pub struct Config {
     pub keep_source: bool,
     /// refuse IPv6 connections of pods
     pub ipv4_only: bool,
+    /// pods have a SOCKS5 listener, which makes its port one of ours
+    pub socks: bool,
+    /// how names are answered
+    pub dns: DnsConfig,
+}
+
+/// Settings of the DNS proxy.
+#[derive(Debug, Clone, Default)]
+pub struct DnsConfig {
+    /// pods' questions come to the daemon, where a pod does not say otherwise
+    pub on: bool,
+    /// suffix of the cluster's service names, such as `cluster.local`
+    pub cluster_domain: Str,
+    /// whose Service is preferred when several namespaces have a host name
+    pub preferred_namespace: Option<Str>,
+    /// search domains that clients append; none = those of a pod (`<ns>.svc.<D>`, `svc.<D>`, `<D>`)
+    pub search: Option<Arc<[Str]>>,
 }
 
 /// What all data threads read.

@@ -31,6 +31,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
         Enroll::Zds { socket, .. } => vec![zds(socket)],
         Enroll::File(path) => file(config, path),
         Enroll::Kubernetes { node } => kubernetes(config, node).await,
+        Enroll::Own => Vec::new(),
     }
 }
 

@@ -44,7 +44,7 @@ fn ebpf(config: &Config) -> Vec<Finding> {
     found
 }
 
-fn external(mark: u32, reuse_port: bool) -> Vec<Finding> {
+fn external(mark: Option<u32>, reuse_port: bool) -> Vec<Finding> {
     let sockets = match Scratch::found() {
         Err(finding) => finding,
         Ok(scratch) => probe::external_sockets(&scratch, mark, reuse_port),

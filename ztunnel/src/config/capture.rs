@@ -1,19 +1,20 @@
 //! Which pods are ours and how their connections come to us: enrolment, capture, and the listeners' settings.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::PINS_DEFAULT;
+use super::mode::Mode;
 use super::proxy_config::ProxyConfig;
 use super::value::{Env, Invalid};
 
 /// The mark that capture exempts, fixed in the kernel programs.
 const PACKET_MARK: u32 = 1337;
-/// Where names are asked for; capture brings the questions there, whatever port.
-const DNS_ADDRESS_DEFAULT: &str = "localhost:15053";
+/// Where rules of others lead questions to.
+const DNS_PORT_DEFAULT: u16 = 15053;
 /// Where istio-cni listens.
 const INPOD_UDS_DEFAULT: &str = "/var/run/ztunnel/ztunnel.sock";
 /// Bounds of the time between two looks at the kernel's state.
@@ -40,6 +41,8 @@ pub enum Enroll {
     },
     /// an operator's file
     File(PathBuf),
+    /// no pods: the daemon's own network namespace
+    Own,
 }
 
 impl Enroll {
@@ -49,10 +52,21 @@ impl Enroll {
             Self::Zds { .. } => "zds",
             Self::Kubernetes { .. } => "kubernetes",
             Self::File(_) => "file",
+            Self::Own => "own",
         }
     }
 
-    pub(super) fn read(env: &Env<'_>) -> Result<Self, Invalid> {
+    pub(super) fn read(env: &Env<'_>, mode: &Mode) -> Result<Self, Invalid> {
+        if mode.member().is_some() {
+            return match env.optional("ENROLL") {
+                None => Ok(Self::Own),
+                Some(other) => Err(Invalid::new(
+                    "ENROLL",
+                    other,
+                    "nothing with PROXY_MODE=dedicated (there is but one member: this machine)",
+                )),
+            };
+        }
         let file = env.optional("ENROLL_FILE").map(PathBuf::from);
         let default = if file.is_some() { "file" } else { "zds" };
         match &*env.text("ENROLL", default) {
@@ -84,8 +98,8 @@ pub enum Redirect {
     Ebpf,
     /// rules that others put into the pods, towards well-known ports
     External {
-        /// mark of the daemon's sockets, which those rules exempt
-        mark: u32,
+        /// mark of the daemon's sockets, which those rules exempt; none = they exempt it in another way
+        mark: Option<u32>,
         /// share the ports with another instance
         reuse_port: bool,
     },
@@ -105,7 +119,7 @@ impl Redirect {
         let value = env.text("CAPTURE", if zds { "external" } else { "ebpf" });
         match (&*value, zds) {
             ("external", _) => Ok(Self::External {
-                mark: env.within("PACKET_MARK", PACKET_MARK, 1..=u32::MAX)?,
+                mark: packet_mark(env, enroll)?,
                 reuse_port: env.bool("INPOD_PORT_REUSE", true)?,
             }),
             ("ebpf", false) => refuse_other_listeners(env).map(|()| Self::Ebpf),
@@ -138,8 +152,18 @@ pub struct Hold {
 }
 
 impl Hold {
-    fn read(env: &Env<'_>, redirect: Redirect) -> Result<Option<Self>, Invalid> {
+    fn read(env: &Env<'_>, redirect: Redirect, enroll: &Enroll) -> Result<Option<Self>, Invalid> {
         let on = env.switch("HOLD")?;
+        if *enroll == Enroll::Own {
+            return match on {
+                Some(true) => Err(Invalid::new(
+                    "HOLD",
+                    "true",
+                    "false or unset with PROXY_MODE=dedicated (there are no pods to wait for)",
+                )),
+                _ => Ok(None),
+            };
+        }
         if redirect != Redirect::Ebpf {
             return match on {
                 Some(true) => Err(Invalid::new(
@@ -157,6 +181,39 @@ impl Hold {
         };
         let timeout = span(env, "HOLD_TIMEOUT", Duration::from_secs(30), HOLD_TIMES)?;
         Ok(on.unwrap_or(true).then_some(Self { timeout, policy }))
+    }
+}
+
+/// Where questions come to that others redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsAddress {
+    /// this port of 127.0.0.1 and ::1
+    Localhost(u16),
+    /// one address
+    At(SocketAddr),
+}
+
+impl DnsAddress {
+    fn read(proxy: &ProxyConfig, redirect: Redirect) -> Result<Self, Invalid> {
+        const NAME: &str = "ISTIO_META_DNS_PROXY_ADDR";
+        let default = Self::Localhost(DNS_PORT_DEFAULT);
+        let Some(text) = proxy.metadata(NAME) else {
+            return Ok(default);
+        };
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+        let wanted = match text.strip_prefix("localhost:") {
+            Some(text) => port(text).map(Self::Localhost),
+            None => text.parse().ok().map(Self::At),
+        };
+        match wanted {
+            None => Err(Invalid::new(NAME, text, "localhost:<port> or <ip>:<port>")),
+            Some(other) if other != default && redirect == Redirect::Ebpf => Err(Invalid::new(
+                NAME,
+                text,
+                "localhost:15053 or unset with CAPTURE=ebpf (the kernel brings questions to a socket of its own, at no fixed port)",
+            )),
+            Some(wanted) => Ok(wanted),
+        }
     }
 }
 
@@ -181,6 +238,8 @@ pub struct Capture {
     pub hold: Option<Hold>,
     /// questions to port 53 come to the daemon, unless a pod says otherwise
     pub dns: bool,
+    /// where rules of others lead them to
+    pub dns_address: DnsAddress,
     /// the application sees its client's address
     pub keep_source: bool,
     /// off: IPv6 connections of pods are refused, names give IPv4 addresses only
@@ -193,9 +252,8 @@ impl Capture {
         proxy: &ProxyConfig,
         enroll: &Enroll,
     ) -> Result<Self, Invalid> {
-        refuse_other_modes(env)?;
         let redirect = Redirect::read(env, enroll)?;
-        let dns = dns(proxy)?;
+        let (dns, dns_address) = (dns(proxy), DnsAddress::read(proxy, redirect)?);
         refuse_to_do_nothing(env, dns)?;
         Ok(Self {
             redirect,
@@ -210,8 +268,9 @@ impl Capture {
                 Duration::from_secs(30),
                 RECONCILE_TIMES,
             )?,
-            hold: Hold::read(env, redirect)?,
+            hold: Hold::read(env, redirect, enroll)?,
             dns,
+            dns_address,
             // unset and true are one: capture never serves a pod without it
             keep_source: env.switch("ENABLE_ORIG_SRC")?.unwrap_or(true),
             ipv6: env.bool("IPV6_ENABLED", true)?,
@@ -257,24 +316,13 @@ fn exempt_sources(env: &Env<'_>) -> Result<Vec<IpNet>, Invalid> {
         .collect()
 }
 
-/// What another version may offer is refused, not ignored.
-fn refuse_other_modes(env: &Env<'_>) -> Result<(), Invalid> {
-    let mode = env.text("PROXY_MODE", "shared");
-    if mode != "shared" {
-        return Err(Invalid::new(
-            "PROXY_MODE",
-            mode,
-            "shared (dedicated is not supported yet)",
-        ));
+/// The mark that rules of others exempt. On a machine of its own they may tell the daemon by its user or cgroup.
+fn packet_mark(env: &Env<'_>, enroll: &Enroll) -> Result<Option<u32>, Invalid> {
+    if *enroll == Enroll::Own && env.optional("PACKET_MARK").is_none() {
+        return Ok(None);
     }
-    if env.bool("UNSTABLE_ENABLE_SOCKS5", false)? {
-        return Err(Invalid::new(
-            "UNSTABLE_ENABLE_SOCKS5",
-            "true",
-            "false or unset (SOCKS5 is not supported yet)",
-        ));
-    }
-    Ok(())
+    env.within("PACKET_MARK", PACKET_MARK, 1..=u32::MAX)
+        .map(Some)
 }
 
 /// The kernel programs need no port of their own, and know one mark.
@@ -309,26 +357,7 @@ fn refuse_to_do_nothing(env: &Env<'_>, dns: bool) -> Result<(), Invalid> {
 }
 
 /// Whether questions to port 53 are captured: unless metadata `DNS_CAPTURE` is there and not `true`.
-fn dns(proxy: &ProxyConfig) -> Result<bool, Invalid> {
-    const ADDRESS: &str = "ISTIO_META_DNS_PROXY_ADDR";
-    let address = proxy.metadata(ADDRESS).unwrap_or(DNS_ADDRESS_DEFAULT);
-    let port = address.strip_prefix("localhost:");
-    let known = port.is_some_and(|port| port.parse::<u16>().is_ok())
-        || address.parse::<std::net::SocketAddr>().is_ok();
-    if !known {
-        return Err(Invalid::new(
-            ADDRESS,
-            address,
-            "localhost:<port> or <ip>:<port>",
-        ));
-    }
-    if address != DNS_ADDRESS_DEFAULT {
-        return Err(Invalid::new(
-            ADDRESS,
-            address,
-            "localhost:15053 or unset (capture brings questions to a socket of its own, at no fixed port)",
-        ));
-    }
+fn dns(proxy: &ProxyConfig) -> bool {
     let wanted = proxy.metadata("ISTIO_META_DNS_CAPTURE");
-    Ok(wanted.is_none_or(|value| value.eq_ignore_ascii_case("true")))
+    wanted.is_none_or(|value| value.eq_ignore_ascii_case("true"))
 }

@@ -99,16 +99,7 @@ fn errors_name_variable_value_and_what_was_expected() {
             "ten",
             "a comma-separated list of addresses or CIDRs",
         ),
-        (
-            "PROXY_MODE",
-            "dedicated",
-            "shared (dedicated is not supported yet)",
-        ),
-        (
-            "PROXY_MODE",
-            "Shared",
-            "shared (dedicated is not supported yet)",
-        ),
+        ("PROXY_MODE", "Shared", "shared or dedicated"),
         ("ENABLE_PROXY", "0", "true or false"),
         (
             "ENABLE_PROXY",
@@ -129,11 +120,7 @@ fn errors_name_variable_value_and_what_was_expected() {
         ),
         ("IPV6_ENABLED", "no", "true or false"),
         ("LOCALHOST_APP_TUNNEL", "no", "true or false"),
-        (
-            "UNSTABLE_ENABLE_SOCKS5",
-            "true",
-            "false or unset (SOCKS5 is not supported yet)",
-        ),
+        ("UNSTABLE_ENABLE_SOCKS5", "yes", "true or false"),
         ("ENABLE_RESPONSE_BAGGAGE", "off", "true or false"),
         (
             "POOL_MAX_STREAMS_PER_CONNECTION",
@@ -216,7 +203,7 @@ fn enrolment_decides_who_captures() {
     let file = || Enroll::File("/e".into());
     let node = Enroll::Kubernetes { node: "n".into() };
     for (variables, enroll, redirect, hold) in [
-        (vec![], zds(false), external(1337, true), false),
+        (vec![], zds(false), external(Some(1337), true), false),
         (
             vec![
                 ("ZDS_STRICT_EXIT", "true"),
@@ -224,20 +211,20 @@ fn enrolment_decides_who_captures() {
                 ("INPOD_PORT_REUSE", "false"),
             ],
             zds(true),
-            external(7, false),
+            external(Some(7), false),
             false,
         ),
         (vec![("ENROLL_FILE", "/e")], file(), Redirect::Ebpf, true),
         (
             vec![("ENROLL_FILE", "/e"), ("CAPTURE", "external")],
             file(),
-            external(1337, true),
+            external(Some(1337), true),
             false,
         ),
         (
             vec![("ENROLL", "zds"), ("ENROLL_FILE", "/e")],
             zds(false),
-            external(1337, true),
+            external(Some(1337), true),
             false,
         ),
         (
@@ -310,6 +297,7 @@ fn settings_reach_their_fields() {
         ("ENABLE_ORIG_SRC", "false"),
         ("IPV6_ENABLED", "false"),
         ("ISTIO_META_DNS_CAPTURE", "no"),
+        ("UNSTABLE_ENABLE_SOCKS5", "true"),
         ("PACKET_MARK", "1337"),
         ("INPOD_PORT_REUSE", "true"),
         ("KEEPALIVE_TIME", "60"),
@@ -329,7 +317,7 @@ fn settings_reach_their_fields() {
     ])
     .expect("valid");
     let capture = &config.capture;
-    assert!(!capture.keep_source && !capture.ipv6 && !capture.dns);
+    assert!(!capture.keep_source && !capture.ipv6 && !capture.dns && config.socks5);
     assert_eq!(capture.exempt_sources.len(), 2);
     let keepalive = &config.keepalive;
     assert_eq!(
@@ -359,17 +347,73 @@ fn settings_reach_their_fields() {
 
 #[test]
 fn what_changes_nothing_is_said() {
-    for name in [
-        "CLUSTER_DOMAIN",
-        "PREFERED_SERVICE_NAMESPACE",
-        "PROXY_WORKLOAD_INFO",
+    let dedicated = [
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "shop/vm-1/web"),
+        ("ENROLL", ""),
+        ("ENROLL_FILE", ""),
+    ];
+    for (name, mode) in [
+        ("PROXY_WORKLOAD_INFO", &[][..]),
+        ("SERVICE_ACCOUNT", &dedicated),
+        ("ENROLL_EXCLUDE_NAMESPACES", &dedicated),
     ] {
-        let config = with(&[(name, "x")]).expect("valid");
+        let config = with(&[mode, &[(name, "x")]].concat()).expect("valid");
         assert!(
             config.warnings.iter().any(|w| w.starts_with(name)),
             "{name}: {:?}",
             config.warnings
         );
+    }
+}
+
+#[test]
+fn a_machine_of_its_own_is_one_member() {
+    let dedicated = |more: &[(&'static str, &'static str)]| {
+        let mode = [
+            ("PROXY_MODE", "dedicated"),
+            ("PROXY_WORKLOAD_INFO", "shop/vm-1/web"),
+            ("ENROLL", ""),
+            ("ENROLL_FILE", ""),
+        ];
+        [&mode, more].concat()
+    };
+    let config = with(&dedicated(&[])).expect("valid");
+    let member = config.mode.member().expect("dedicated");
+    assert_eq!(
+        [&*member.namespace, &*member.name, &*member.service_account],
+        ["shop", "vm-1", "web"]
+    );
+    assert_eq!(config.enroll, Enroll::Own);
+    assert_eq!(config.capture.redirect, Redirect::Ebpf);
+    assert_eq!((config.capture.hold, config.own), (None, None));
+    let external = dedicated(&[("CAPTURE", "external")]);
+    let redirect = with(&external).expect("valid").capture.redirect;
+    assert!(matches!(redirect, Redirect::External { mark: None, .. }));
+    let marked = dedicated(&[("CAPTURE", "external"), ("PACKET_MARK", "7")]);
+    let redirect = with(&marked).expect("valid").capture.redirect;
+    assert!(matches!(redirect, Redirect::External { mark: Some(7), .. }));
+    for (name, value, starts) in [
+        (
+            "ENROLL",
+            "kubernetes",
+            "ENROLL=\"kubernetes\" is not valid: expected nothing",
+        ),
+        ("HOLD", "true", "HOLD=\"true\""),
+        (
+            "PROXY_WORKLOAD_INFO",
+            "shop/vm-1",
+            "PROXY_WORKLOAD_INFO=\"shop/vm-1\"",
+        ),
+        (
+            "PROXY_WORKLOAD_INFO",
+            "shop//web",
+            "PROXY_WORKLOAD_INFO=\"shop//web\"",
+        ),
+        ("PROXY_WORKLOAD_INFO", "", "PROXY_WORKLOAD_INFO"),
+    ] {
+        let said = error(&dedicated(&[(name, value)]));
+        assert!(said.starts_with(starts), "{said}");
     }
 }
 

@@ -104,12 +104,12 @@ pub const ALL: &[Group] = &[
             v(
                 "PROXY_MODE",
                 "shared",
-                "shared: one daemon for all pods of the node (dedicated is not supported yet)",
+                "shared: one daemon for all pods of the node; dedicated: for the machine (network namespace) that it runs on",
             ),
             v(
                 "PROXY_WORKLOAD_INFO",
                 "(none)",
-                "For dedicated mode; no effect",
+                "Whom dedicated mode serves: <namespace>/<workload name>/<service account>",
             ),
             v(
                 "INPOD_UDS",
@@ -128,7 +128,7 @@ pub const ALL: &[Group] = &[
             ),
             v(
                 "PACKET_MARK",
-                "1337",
+                "1337; dedicated with external: none",
                 "Mark of the daemon's own sockets; must be 1337 with ebpf",
             ),
         ],
@@ -255,7 +255,7 @@ pub const ALL: &[Group] = &[
             v(
                 "CLUSTER_DOMAIN",
                 "cluster.local",
-                "Suffix of service names, for the DNS proxy; no effect yet",
+                "Suffix of the cluster's service names, which the DNS proxy completes",
             ),
             v(
                 "TRUST_DOMAIN",
@@ -267,7 +267,7 @@ pub const ALL: &[Group] = &[
             v(
                 "SERVICE_ACCOUNT",
                 "(none)",
-                "Its service account; with the two above, the daemon's own identity",
+                "Its service account; with the two above, the daemon's own identity, and an HBONE listener for its own pod",
             ),
             v("INSTANCE_IP", "1.1.1.1", "Its address, as told to istiod"),
             v(
@@ -289,12 +289,12 @@ pub const ALL: &[Group] = &[
             v(
                 "ISTIO_META_DNS_CAPTURE",
                 "true",
-                "Questions to port 53 come to the daemon, unless a pod says otherwise",
+                "Questions to port 53 come to the daemon, which answers names of the mesh, unless a pod says otherwise",
             ),
             v(
                 "ISTIO_META_DNS_PROXY_ADDR",
                 "localhost:15053",
-                "Must be the default: capture needs no fixed port",
+                "Where rules of others lead them to: localhost:<port> or <ip>:<port>; must be the default with ebpf",
             ),
             v(
                 "ISTIO_METAJSON_*",
@@ -324,12 +324,12 @@ pub const ALL: &[Group] = &[
             v(
                 "LOCALHOST_APP_TUNNEL",
                 "true",
-                "Deliver PROXY-protocol tunnels on the pod's loopback; no effect yet, such tunnels are refused",
+                "Deliver PROXY-protocol tunnels on the pod's loopback; false: at its address",
             ),
             v(
                 "UNSTABLE_ENABLE_SOCKS5",
                 "false",
-                "SOCKS5 listener; must be off for now",
+                "SOCKS5 on 127.0.0.1:15080 of each pod: no authentication, CONNECT only",
             ),
             v(
                 "ENABLE_RESPONSE_BAGGAGE",
@@ -339,7 +339,7 @@ pub const ALL: &[Group] = &[
             v(
                 "PREFERED_SERVICE_NAMESPACE",
                 "(none)",
-                "Tie-break of the DNS proxy; no effect yet",
+                "Whose Service the DNS proxy prefers when several namespaces have the name",
             ),
             v(
                 "POOL_MAX_STREAMS_PER_CONNECTION",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use control::channel::{Config as Server, Roots};
 use serde_json::{Value, json};
 
-use super::{Ca, Config, Enroll, HoldPolicy, Local, LogFormat, Redirect};
+use super::{Ca, Config, DnsAddress, Enroll, HoldPolicy, Local, LogFormat, Redirect};
 
 /// All settings as one JSON object, keys as in Istio's dump, further ones in the same manner.
 pub fn settings(c: &Config) -> Value {
@@ -32,8 +32,12 @@ fn mesh(c: &Config) -> Value {
             "namespace": own.identity.namespace(),
             "serviceAccount": own.identity.service_account(),
         })),
-        "proxyMode": "Shared",
-        "proxyWorkloadInformation": null,
+        "proxyMode": if c.mode.member().is_some() { "Dedicated" } else { "Shared" },
+        "proxyWorkloadInformation": c.mode.member().map(|member| json!({
+            "name": member.name,
+            "namespace": member.namespace,
+            "serviceAccount": member.service_account,
+        })),
         "proxyMetadata": c.node.metadata,
         "proxyArgs": c.arguments.join(" "),
         "numWorkerThreads": c.threads,
@@ -88,8 +92,13 @@ fn data_plane(c: &Config) -> Value {
     let v6 = c.capture.ipv6;
     let any = if v6 { "[::]" } else { "0.0.0.0" };
     let (mark, reuse) = match c.capture.redirect {
-        Redirect::Ebpf => (capture::DAEMON_MARK, true),
+        Redirect::Ebpf => (Some(capture::DAEMON_MARK), true),
         Redirect::External { mark, reuse_port } => (mark, reuse_port),
+    };
+    let illegal: &[u16] = if c.socks5 {
+        &[15001, 15006, 15008, 15080]
+    } else {
+        &[15001, 15006, 15008]
     };
     json!({
         "adminAddr": {"Localhost": [v6, c.admin_port]},
@@ -98,9 +107,12 @@ fn data_plane(c: &Config) -> Value {
         "inboundAddr": format!("{any}:15008"),
         "inboundPlaintextAddr": format!("{any}:15006"),
         "outboundAddr": format!("{any}:15001"),
-        "dnsProxyAddr": {"Localhost": [v6, 15053]},
-        "socks5Addr": null,
-        "illegalPorts": [15001, 15006, 15008],
+        "dnsProxyAddr": match c.capture.dns_address {
+            DnsAddress::Localhost(port) => json!({"Localhost": [v6, port]}),
+            DnsAddress::At(address) => json!({"SocketAddr": address.to_string()}),
+        },
+        "socks5Addr": c.socks5.then_some("127.0.0.1:15080"),
+        "illegalPorts": illegal,
         "proxy": true,
         "dnsProxy": c.capture.dns,
         "ipv6Enabled": v6,
@@ -132,7 +144,7 @@ fn enrolment(c: &Config) -> Value {
             socket,
             strict_exit,
         } => (None, Some(socket), *strict_exit),
-        Enroll::Kubernetes { .. } => (None, None, false),
+        Enroll::Kubernetes { .. } | Enroll::Own => (None, None, false),
     };
     let hold = c.capture.hold.map(|hold| {
         json!({

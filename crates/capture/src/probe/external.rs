@@ -9,10 +9,10 @@ use sys::socket::{ListenOptions, listen};
 use super::{Finding, Scratch};
 
 /// Listeners as in a pod: entered by setns, marked, transparent, and two of them on one port.
-pub fn in_namespace(scratch: &Scratch, mark: u32, reuse_port: bool) -> Finding {
+pub fn in_namespace(scratch: &Scratch, mark: Option<u32>, reuse_port: bool) -> Finding {
     let options = ListenOptions {
         transparent: true,
-        mark: Some(mark),
+        mark,
         reuse_port,
         ..ListenOptions::default()
     };
@@ -25,10 +25,11 @@ pub fn in_namespace(scratch: &Scratch, mark: u32, reuse_port: bool) -> Finding {
         Ok(())
     });
     let shared = if reuse_port { ", port shared" } else { "" };
+    let marked = mark.map_or_else(String::new, |mark| format!("marked {mark:#x}, "));
     Finding::of(
         "sockets in a pod",
         tried.and_then(|result| result),
-        |()| format!("entered, marked {mark:#x}, transparent{shared}"),
+        |()| format!("entered, {marked}transparent{shared}"),
         "setns needs CAP_SYS_ADMIN, SO_MARK and IP_TRANSPARENT need CAP_NET_ADMIN",
     )
 }

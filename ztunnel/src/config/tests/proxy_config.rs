@@ -173,10 +173,11 @@ fn dns_is_captured_unless_metadata_says_otherwise() {
     for (address, expected) in [
         ("localhost", "localhost:<port> or <ip>:<port>"),
         ("localhost:x", "localhost:<port> or <ip>:<port>"),
+        ("localhost:0", "localhost:<port> or <ip>:<port>"),
         ("example.org:53", "localhost:<port> or <ip>:<port>"),
         (
             "127.0.0.1:53",
-            "localhost:15053 or unset (capture brings questions to a socket of its own, at no fixed port)",
+            "localhost:15053 or unset with CAPTURE=ebpf (the kernel brings questions to a socket of its own, at no fixed port)",
         ),
     ] {
         let name = "ISTIO_META_DNS_PROXY_ADDR";
@@ -184,6 +185,19 @@ fn dns_is_captured_unless_metadata_says_otherwise() {
         assert_eq!(error(&[(name, address)]), wanted);
     }
     assert!(with(&[("ISTIO_META_DNS_PROXY_ADDR", "localhost:15053")]).is_ok());
+    for (address, wanted) in [
+        ("localhost:5353", DnsAddress::Localhost(5353)),
+        (
+            "[fd00::1]:53",
+            DnsAddress::At("[fd00::1]:53".parse().expect("an address")),
+        ),
+    ] {
+        let external = [
+            ("CAPTURE", "external"),
+            ("ISTIO_META_DNS_PROXY_ADDR", address),
+        ];
+        assert_eq!(with(&external).expect("valid").capture.dns_address, wanted);
+    }
 }
 
 #[test]
