@@ -222,6 +222,14 @@ impl Index {
         self.services.by_host(hostname, namespace)
     }
 
+    /// The Services of a host name, whatever its case and with or without a last dot; in no order.
+    pub(crate) fn services_named<'a>(
+        &'a self,
+        hostname: &str,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        self.services.named(hostname)
+    }
+
     /// What a client of `namespace` means by an address; the one precedence for every decision:
     ///
     /// 1. a Service that has just this address, ranked as for host names;
@@ -260,7 +268,16 @@ impl Index {
     ///
     /// In an order that depends on what is held only.
     pub fn endpoints<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = EndpointRef<'a>> {
-        self.endpoints_whatever_health(service)
+        self.endpoints_from(service, 0)
+    }
+
+    /// The same, those that workloads make going round from any place: for who takes a few of very many, and is to see all alike.
+    pub(crate) fn endpoints_from<'a>(
+        &'a self,
+        service: &'a Service,
+        place: usize,
+    ) -> impl Iterator<Item = EndpointRef<'a>> {
+        self.all_from(service, place)
             .filter(|e| e.is_healthy() || service.allows_unhealthy())
     }
 
@@ -269,8 +286,18 @@ impl Index {
         &'a self,
         service: &'a Service,
     ) -> impl Iterator<Item = EndpointRef<'a>> {
+        self.all_from(service, 0)
+    }
+
+    fn all_from<'a>(
+        &'a self,
+        service: &'a Service,
+        place: usize,
+    ) -> impl Iterator<Item = EndpointRef<'a>> {
         let known = self.services.known(&service.namespace, &service.hostname);
-        let derived = known.into_iter().flat_map(|known| self.members(known));
+        let derived = known
+            .into_iter()
+            .flat_map(move |known| self.members(known, place));
         let derived = derived.filter(|m| {
             let mut own = service.endpoints.iter();
             own.all(|own| own.workload_uid != m.workload.uid)
@@ -322,12 +349,16 @@ impl Index {
             .unwrap_or(group.like.workload)
     }
 
-    /// The workloads that list a Service.
-    fn members<'a>(&'a self, known: &'a Known) -> impl Iterator<Item = EndpointRef<'a>> {
-        known
-            .members
-            .iter()
-            .filter_map(|member| self.member(known, member.slot))
+    /// The workloads that list a Service, going round from any place.
+    fn members<'a>(
+        &'a self,
+        known: &'a Known,
+        place: usize,
+    ) -> impl Iterator<Item = EndpointRef<'a>> {
+        let first = place.checked_rem(known.members.len()).unwrap_or(0);
+        let (before, after) = known.members.split_at(first);
+        let round = after.iter().chain(before);
+        round.filter_map(|member| self.member(known, member.slot))
     }
 
     fn member(&self, known: &Known, slot: Slot) -> Option<EndpointRef<'_>> {
@@ -408,7 +439,12 @@ impl Index {
         &self,
     ) -> impl Iterator<Item = (NamespacedHostname, impl Iterator<Item = EndpointRef<'_>>)> {
         let unknown = self.services.unknown();
-        unknown.map(|known| (NamespacedHostname::clone(&known.name), self.members(known)))
+        unknown.map(|known| {
+            (
+                NamespacedHostname::clone(&known.name),
+                self.members(known, 0),
+            )
+        })
     }
 
     /// Panics unless everything it can be asked follows from what it holds.

@@ -2,12 +2,13 @@
 //!
 //! No sockets, clock, random source, environment or logging: callers hand in what is needed and print the reasons they get.
 //! Floors, lowest first: `name`, `ports`; `spiffe`; `workload`, `policy`; `service`, `pools`; `index`; `balance`; `route`, `admit`,
-//! `authorize`, `local` (the local configuration file), `dump` (what admin shows). Beside them `laws`, for tests.
+//! `authorize`, `dns`, `local` (the local configuration file), `dump` (what admin shows). Beside them `laws`, for tests.
 #![forbid(unsafe_code)]
 
 pub mod admit;
 pub mod authorize;
 mod balance;
+pub mod dns;
 pub mod dump;
 pub mod index;
 pub mod laws;

@@ -97,9 +97,15 @@ impl Services {
     }
 
     pub(super) fn by_host(&self, hostname: &str, namespace: Option<&str>) -> Option<&Arc<Service>> {
-        let all = self.found(&self.by_host, KeyHash::of(hostname));
+        let all = self.found(&self.by_host, host_hash(hostname));
         let of_host = all.filter(|s| *s.hostname == *hostname && s.is_visible_to(namespace));
         of_host.max_by_key(|s| (namespace == Some(&s.namespace), s.canonical, first(s)))
+    }
+
+    /// All of a host name as names of DNS are compared: case and a last dot do not matter.
+    pub(super) fn named<'a>(&'a self, hostname: &str) -> impl Iterator<Item = &'a Arc<Service>> {
+        let all = self.found(&self.by_host, host_hash(hostname));
+        all.filter(move |s| same_host(&s.hostname, hostname))
     }
 
     /// The Service that has just this address.
@@ -212,7 +218,7 @@ impl Services {
             return;
         }
         if let Some(old) = old {
-            self.by_host.remove(KeyHash::of(&*old.hostname), slot);
+            self.by_host.remove(host_hash(&old.hostname), slot);
             for hash in vip_hashes(old) {
                 self.vips.remove(hash, slot);
             }
@@ -222,7 +228,7 @@ impl Services {
             }
         }
         if let Some(new) = new {
-            self.by_host.insert(KeyHash::of(&*new.hostname), slot);
+            self.by_host.insert(host_hash(&new.hostname), slot);
             for hash in vip_hashes(new) {
                 self.vips.insert(hash, slot);
             }
@@ -331,7 +337,7 @@ impl Services {
             }),
         );
         self.by_host
-            .audit(known().map(|(slot, s)| (KeyHash::of(&*s.hostname), slot)));
+            .audit(known().map(|(slot, s)| (host_hash(&s.hostname), slot)));
         self.vips
             .audit(known().flat_map(|(slot, s)| vip_hashes(s).map(move |hash| (hash, slot))));
         self.ranges.audit(known().flat_map(|(slot, s)| {
@@ -371,6 +377,23 @@ fn first(service: &Service) -> impl Ord + use<'_> {
 
 fn name_hash(namespace: &str, hostname: &str) -> KeyHash {
     KeyHash::of((namespace, hostname))
+}
+
+/// The same for all writings of a host name that [`same_host`] takes for one.
+fn host_hash(hostname: &str) -> KeyHash {
+    let name = undotted(hostname);
+    match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => KeyHash::of(&*name.to_ascii_lowercase()),
+        false => KeyHash::of(name),
+    }
+}
+
+fn same_host(a: &str, b: &str) -> bool {
+    undotted(a).eq_ignore_ascii_case(undotted(b))
+}
+
+fn undotted(hostname: &str) -> &str {
+    hostname.strip_suffix('.').unwrap_or(hostname)
 }
 
 fn vip_hash(network: &str, ip: IpAddr) -> KeyHash {

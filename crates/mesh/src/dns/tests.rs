@@ -1,0 +1,1 @@
+//! Tables of cases: dns.md, sections 3 to 5 and 9.
