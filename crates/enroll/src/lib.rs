@@ -6,6 +6,7 @@
 pub mod cgroups;
 pub mod file;
 pub mod kubernetes;
+pub mod own;
 pub mod place;
 pub mod pod;
 pub mod roster;
