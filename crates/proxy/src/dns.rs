@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +14,10 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::Shared;
-use crate::accept::plain;
+use crate::accept::{Accepted, plain};
 use crate::needs::{Asked, DnsPort};
 use crate::pod::{Phase, Pod, reached};
+use crate::shard::Shard;
 
 /// Questions of one pod that wait for their resolver at a time; more are dropped, as a full socket buffer would.
 const QUESTIONS_MAX: usize = 512;
@@ -56,6 +58,24 @@ pub(crate) async fn serve(shared: Arc<Shared>, pod: Arc<Pod>, port: Box<dyn DnsP
         () = served => {}
         () = reached(&mut cut, Phase::Cut) => {}
     }
+}
+
+/// Serves questions of a pod that come over TCP, until the client is done.
+pub(crate) async fn serve_tcp(flow: Accepted) {
+    crate::outbound::serve(flow).await;
+}
+
+/// The addresses of `host` as the pod's own DNS tells them: IPv6 (AAAA) if `v6`, else IPv4 (A). Empty when there are none.
+///
+/// Errors: no answer; why, as text for the access log.
+pub(crate) async fn resolve(
+    shard: &Rc<Shard>,
+    _pod: &Arc<Pod>,
+    host: &str,
+    v6: bool,
+) -> Result<Vec<IpAddr>, String> {
+    let found = shard.shared.resolver.resolve(host).await?;
+    Ok(found.into_iter().filter(|ip| ip.is_ipv6() == v6).collect())
 }
 
 /// The questions of one DNS port.
