@@ -36,7 +36,10 @@ pub fn keep_alive(sockets: &PodSockets, keepalive: &config::Keepalive) -> io::Re
         .try_for_each(|listener| keep_alive_of(listener, keepalive))
 }
 
-fn keep_alive_of(listener: &TcpListener, keepalive: &config::Keepalive) -> io::Result<()> {
+/// The same for one listener.
+///
+/// Errors: the kernel's.
+pub fn keep_alive_of(listener: &TcpListener, keepalive: &config::Keepalive) -> io::Result<()> {
     let socket = SockRef::from(listener);
     if keepalive.enabled {
         probes(keepalive).apply(&socket)?;
@@ -59,6 +62,7 @@ pub fn external(
     [&sockets.outbound, &sockets.plaintext]
         .into_iter()
         .chain(&sockets.dns_tcp)
+        .chain(&sockets.socks)
         .try_for_each(|listener| keep_alive_of(listener, &config.keepalive))
         .context("keepalive of the pod's listeners")?;
     let net = PodNet {
@@ -75,9 +79,10 @@ pub fn external(
     };
     let port = |socket| Box::new(RedirectedDns::new(socket, servers.clone())) as Box<dyn DnsPort>;
     let listeners = Listeners {
-        outbound: sockets.outbound,
-        hbone: sockets.hbone,
-        plaintext: sockets.plaintext,
+        outbound: Some(sockets.outbound),
+        hbone: Some(sockets.hbone),
+        plaintext: Some(sockets.plaintext),
+        socks: sockets.socks,
         dns: sockets.dns.into_iter().map(port).collect(),
         dns_tcp: sockets.dns_tcp,
     };

@@ -205,6 +205,7 @@ fn redirection(config: &Config) -> anyhow::Result<(Redirection, Option<PathBuf>)
                 transparent: config.capture.keep_source,
                 ipv6: config.capture.ipv6,
                 dns: config.capture.dns,
+                socks: config.socks5,
                 proc: config.capture.host_proc.clone(),
             };
             Ok((Redirection::External(options), None))

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use sys::Netns;
 use sys::socket::{Keepalive, ListenOptions, UdpOptions, listen, udp_listen};
 
+use crate::sockets::socks_here;
+
 /// Outbound connections are redirected here.
 pub const OUTBOUND_PORT: u16 = 15001;
 /// Plaintext inbound connections are redirected here.
@@ -17,6 +19,8 @@ pub const PLAINTEXT_PORT: u16 = 15006;
 pub const HBONE_PORT: u16 = 15008;
 /// DNS questions are redirected here, on loopback.
 pub const DNS_PORT: u16 = 15053;
+/// SOCKS5 clients of the pod come here, on IPv4 loopback; reached without redirection.
+pub const SOCKS_PORT: u16 = crate::sockets::SOCKS_PORT;
 
 /// Half-open and not yet accepted connections move to another listener of the group when one closes (Linux 5.14).
 const MIGRATE: &str = "sys/net/ipv4/tcp_migrate_req";
@@ -36,6 +40,8 @@ pub struct Options {
     pub ipv6: bool,
     /// DNS sockets as well
     pub dns: bool,
+    /// a SOCKS5 listener as well
+    pub socks: bool,
     /// a procfs whose `sys/net` may be written
     pub proc: PathBuf,
 }
@@ -53,11 +59,13 @@ pub struct Sockets {
     pub dns: Vec<UdpSocket>,
     /// connections to resolvers; the kernel knows their original destination
     pub dns_tcp: Vec<TcpListener>,
+    /// SOCKS5 clients of the pod
+    pub socks: Option<TcpListener>,
     /// whether clients' addresses can be kept towards the application
     pub transparent: bool,
 }
 
-/// Opens the sockets in `netns`, in the order DNS, HBONE, plaintext, outbound.
+/// Opens the sockets in `netns`, in the order DNS, HBONE, plaintext, outbound, SOCKS5.
 ///
 /// Errors: a port is taken (another instance that does not share its ports, an application), or the kernel's refusal.
 pub fn open(netns: &Netns, options: &Options) -> io::Result<Sockets> {
@@ -82,12 +90,18 @@ fn open_here(options: &Options) -> io::Result<Sockets> {
         listen(PLAINTEXT_PORT)?,
         listen(OUTBOUND_PORT)?,
     );
+    let socks = if options.socks {
+        Some(socks_here(options.mark, options.reuse_port)?)
+    } else {
+        None
+    };
     Ok(Sockets {
         outbound,
         hbone,
         plaintext,
         dns,
         dns_tcp,
+        socks,
         transparent,
     })
 }
@@ -154,6 +168,6 @@ fn udp_options(options: &Options) -> UdpOptions {
     }
 }
 
-fn named<T>(at: SocketAddr, done: io::Result<T>) -> io::Result<T> {
+pub(crate) fn named<T>(at: SocketAddr, done: io::Result<T>) -> io::Result<T> {
     done.map_err(|error| io::Error::new(error.kind(), format!("listen on {at}: {error}")))
 }

@@ -8,6 +8,11 @@ use sys::Netns;
 use sys::raw::UdpAnswers;
 use sys::socket::{ListenOptions, listen, udp_transparent};
 
+use crate::external::named;
+
+/// SOCKS5 clients of a pod come here, on its IPv4 loopback.
+pub const SOCKS_PORT: u16 = 15080;
+
 /// What one pod wants of capture beside the ordinary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodFlags {
@@ -63,6 +68,25 @@ pub fn open(netns: &Netns, flags: PodFlags) -> io::Result<PodSockets> {
             dns,
         })
     })?
+}
+
+/// Opens the SOCKS5 listener in `netns`: 127.0.0.1 alone, which no capture touches. The port is shared with another instance
+/// of the daemon.
+///
+/// Errors: the port is taken by an application, or the kernel's refusal.
+pub fn open_socks(netns: &Netns) -> io::Result<TcpListener> {
+    netns.run(|| socks_here(None, true))?
+}
+
+/// The same, in the namespace of the calling thread.
+pub(crate) fn socks_here(mark: Option<u32>, reuse_port: bool) -> io::Result<TcpListener> {
+    let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), SOCKS_PORT);
+    let options = ListenOptions {
+        mark,
+        reuse_port,
+        ..ListenOptions::default()
+    };
+    named(at, listen(at, &options))
 }
 
 fn open_dns(any: SocketAddr) -> io::Result<Dns> {

@@ -13,7 +13,7 @@ use crate::budget::Share;
 use crate::failure::Failure;
 use crate::pod::{Door, Listeners, Phase, Pod, Stay, reached};
 use crate::shard::{LoadMark, Shard};
-use crate::{dns, inbound, outbound, passthrough, report};
+use crate::{dns, inbound, outbound, passthrough, report, socks};
 
 /// Pause after a failed accept, so that exhausted descriptors do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -22,6 +22,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const REST_MAX: usize = 4096;
 /// Of these, as many before other work of the thread has its turn.
 const REST_SLICE: usize = 32;
+
+/// Resolvers listen here.
+const DNS_PORT: u16 = 53;
 
 /// Which listener a connection came in on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,10 @@ pub(crate) enum Kind {
     Hbone,
     /// captured plaintext inbound connection
     Plaintext,
+    /// SOCKS5 client of the pod
+    Socks,
+    /// connection of the application to a resolver, where the daemon answers in its place
+    Dns,
 }
 
 impl Kind {
@@ -41,14 +48,21 @@ impl Kind {
             Kind::Outbound => Share::Outbound,
             Kind::Hbone => Share::Handshake,
             Kind::Plaintext => Share::Plaintext,
+            Kind::Socks => Share::Socks,
+            Kind::Dns => Share::Dns,
         }
     }
 
     fn reporter(self) -> telemetry::metrics::Reporter {
         match self {
-            Kind::Outbound => telemetry::metrics::Reporter::Source,
+            Kind::Outbound | Kind::Socks | Kind::Dns => telemetry::metrics::Reporter::Source,
             Kind::Hbone | Kind::Plaintext => telemetry::metrics::Reporter::Destination,
         }
+    }
+
+    /// Whether only captured connections are served: one that was made to the listener itself would lead here again.
+    fn is_capture(self) -> bool {
+        matches!(self, Kind::Outbound | Kind::Plaintext)
     }
 }
 
@@ -62,7 +76,7 @@ pub(crate) struct Accepted {
     /// where the connection was meant to go
     pub(crate) orig_dst: SocketAddr,
     /// it was captured, not made to the listener itself
-    captured: bool,
+    pub(crate) captured: bool,
     /// what the connection takes until it is over
     pub(crate) held: Held,
 }
@@ -79,6 +93,11 @@ impl Held {
     pub(crate) fn proven(&mut self) -> bool {
         self.stay.become_a(Share::Hbone)
     }
+
+    /// Counts a connection that has said where it leads as one of the application's; false when its budget is used up.
+    pub(crate) fn outbound(&mut self) -> bool {
+        self.stay.become_a(Share::Outbound)
+    }
 }
 
 /// Starts the accept loops of `pod` on this thread.
@@ -87,6 +106,7 @@ pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners, doo
         outbound,
         hbone,
         plaintext,
+        socks,
         dns,
         dns_tcp,
     } = listeners;
@@ -94,10 +114,14 @@ pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners, doo
         (Kind::Outbound, outbound),
         (Kind::Hbone, hbone),
         (Kind::Plaintext, plaintext),
+        (Kind::Socks, socks),
     ];
-    let resolvers = dns_tcp.into_iter().map(|l| (Kind::Outbound, l));
+    let single = listeners
+        .into_iter()
+        .filter_map(|(kind, l)| Some((kind, l?)));
+    let resolvers = dns_tcp.into_iter().map(|l| (Kind::Dns, l));
     let mut doors = doors.into_iter();
-    for ((kind, listener), door) in listeners.into_iter().chain(resolvers).zip(&mut doors) {
+    for ((kind, listener), door) in single.chain(resolvers).zip(&mut doors) {
         let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
         tokio::task::spawn_local(async move {
             if let Err(error) = listen(&shard, &pod, kind, listener).await {
@@ -183,7 +207,7 @@ fn admit(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream) {
 
 /// Serves one accepted connection on this thread.
 pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStream, stay: Stay) {
-    let accepted = match settle(shard, pod, kind, stream, stay) {
+    let mut accepted = match settle(shard, pod, kind, stream, stay) {
         Ok(accepted) => accepted,
         Err(error) => {
             tracing::debug!(pod = %pod.uid, ?kind, %error, "connection gone before it was served");
@@ -193,22 +217,36 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
     if shard.shared.config.ipv4_only && accepted.orig_dst.is_ipv6() {
         return refuse(&accepted, kind, &Failure::Ipv6Off);
     }
-    if !accepted.captured {
+    if kind.is_capture() && !accepted.captured {
         return refuse(&accepted, kind, &Failure::SelfCall);
+    }
+    let mut kind = kind;
+    if kind == Kind::Outbound && is_dns(&accepted) {
+        if !accepted.held.stay.become_a(Share::Dns) {
+            return shard.shared.refusals.shed(pod, Share::Dns);
+        }
+        kind = Kind::Dns;
     }
     let span = tracing::info_span!("proxy", wl = %format_args!("{}/{}", pod.namespace, pod.name));
     match kind {
         Kind::Outbound => spawn(outbound::serve(accepted), span),
         Kind::Hbone => spawn(inbound::serve(accepted), span),
         Kind::Plaintext => spawn(passthrough::serve(accepted), span),
+        Kind::Socks => spawn(socks::serve(accepted), span),
+        Kind::Dns => spawn(dns::serve_tcp(accepted), span),
     }
+}
+
+/// Whether a captured connection leads to a resolver whose place the daemon takes.
+fn is_dns(flow: &Accepted) -> bool {
+    flow.pod.options.dns && flow.orig_dst.port() == DNS_PORT
 }
 
 /// Ends a connection that is not served: IPv6 that is switched off is captured like all else, so that nothing passes by in
 /// the clear; one that was made to the listener itself would only lead here again.
 fn refuse(flow: &Accepted, kind: Kind, why: &Failure) {
     let direction = match kind {
-        Kind::Outbound => telemetry::access::Direction::Outbound,
+        Kind::Outbound | Kind::Socks | Kind::Dns => telemetry::access::Direction::Outbound,
         Kind::Hbone | Kind::Plaintext => telemetry::access::Direction::Inbound,
     };
     let shared = &flow.shard.shared;
@@ -228,8 +266,8 @@ fn settle(
 ) -> io::Result<Accepted> {
     let (peer, local) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
     let meant = match kind {
-        Kind::Hbone => Some(local),
-        Kind::Outbound | Kind::Plaintext => pod.net.original_destination(&stream)?,
+        Kind::Hbone | Kind::Socks => Some(local),
+        Kind::Outbound | Kind::Plaintext | Kind::Dns => pod.net.original_destination(&stream)?,
     };
     let stream = tokio::net::TcpStream::from_std(stream)?;
     let held = Held {

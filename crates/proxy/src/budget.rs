@@ -12,10 +12,14 @@ pub const PLAINTEXT_PER_POD_MAX: usize = 8_192;
 pub const HANDSHAKES_PER_POD_MAX: usize = 1_024;
 /// Tunnels of proven peers and the streams in them.
 pub const HBONE_PER_POD_MAX: usize = 16_384;
+/// SOCKS5 connections that have not said yet where they lead; then they are outbound ones.
+pub const SOCKS_PER_POD_MAX: usize = 1_024;
+/// Connections to resolvers.
+pub const DNS_TCP_PER_POD_MAX: usize = 1_024;
 /// Questions of one pod, in one direction, that wait for the control plane or the resolver. Both take 4,096 of the node.
 pub const LOOKUPS_PER_POD_MAX: usize = 256;
 
-// Descriptors: two for each plain connection, one for each tunnel, stream and handshake, so 66,560 for a pod at all its
+// Descriptors: two for each plain connection, one for each tunnel, stream and handshake, so 69,632 for a pod at all its
 // bounds; 15 such pods fit into a usual hard limit of 1,048,576.
 
 /// A kind of flow that has a budget of its own in each pod.
@@ -29,15 +33,21 @@ pub enum Share {
     Handshake,
     /// tunnels of proven peers and the streams in them
     Hbone,
+    /// SOCKS5 connections of the pod's own application before they say where they lead
+    Socks,
+    /// its connections to resolvers, where the daemon answers in their place
+    Dns,
 }
 
 impl Share {
     /// Every kind; each stands at the place of its number.
-    pub const ALL: [Share; 4] = [
+    pub const ALL: [Share; 6] = [
         Share::Outbound,
         Share::Plaintext,
         Share::Handshake,
         Share::Hbone,
+        Share::Socks,
+        Share::Dns,
     ];
 
     /// Most of them at a time in one pod.
@@ -47,6 +57,8 @@ impl Share {
             Share::Plaintext => PLAINTEXT_PER_POD_MAX,
             Share::Handshake => HANDSHAKES_PER_POD_MAX,
             Share::Hbone => HBONE_PER_POD_MAX,
+            Share::Socks => SOCKS_PER_POD_MAX,
+            Share::Dns => DNS_TCP_PER_POD_MAX,
         }
     }
 
@@ -57,6 +69,8 @@ impl Share {
             Share::Plaintext => "pod_budget_plaintext",
             Share::Handshake => "pod_budget_handshake",
             Share::Hbone => "pod_budget_hbone",
+            Share::Socks => "pod_budget_socks",
+            Share::Dns => "pod_budget_dns_tcp",
         }
     }
 
@@ -67,13 +81,15 @@ impl Share {
             Share::Plaintext => "plaintext connections",
             Share::Handshake => "connections of unproven peers",
             Share::Hbone => "tunnels and streams",
+            Share::Socks => "SOCKS5 handshakes",
+            Share::Dns => "connections to resolvers",
         }
     }
 
     /// As the access log says it.
     pub(crate) fn direction(self) -> &'static str {
         match self {
-            Share::Outbound => "outbound",
+            Share::Outbound | Share::Socks | Share::Dns => "outbound",
             Share::Plaintext | Share::Handshake | Share::Hbone => "inbound",
         }
     }

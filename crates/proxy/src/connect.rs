@@ -95,7 +95,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
-    use crate::pod::PodName;
+    use crate::pod::{PodName, PodOptions};
 
     /// Binds under the client's address, always to the same port; or fails as it is told.
     struct OnePort {
@@ -141,7 +141,7 @@ mod tests {
             namespace,
             service_account,
         };
-        (Pod::new(who, Arc::new(net)), asked)
+        (Pod::new(who, PodOptions::default(), Arc::new(net)), asked)
     }
 
     fn client() -> IpAddr {

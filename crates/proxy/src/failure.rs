@@ -42,6 +42,12 @@ pub enum Failure {
     /// The connection was made to the daemon's own listener: whatever it is meant for would lead here again.
     #[error("attempted recursive call to ourselves")]
     SelfCall,
+    /// A SOCKS5 client broke the protocol, or wants what is not offered.
+    #[error("SOCKS5 handshake failed: {0}")]
+    Socks(crate::socks::handshake::Violation),
+    /// A SOCKS5 client did not say in time where it wants to go.
+    #[error("SOCKS5 handshake failed: not done in time")]
+    SocksTimeout,
     /// The destination is on another network, behind a gateway.
     #[error("destination is on another network: double HBONE not available yet")]
     OtherNetwork,
@@ -136,6 +142,8 @@ impl Failure {
             | Failure::NotResolved { .. }
             | Failure::Ipv6Off
             | Failure::SelfCall
+            | Failure::Socks(_)
+            | Failure::SocksTimeout
             | Failure::OtherNetwork
             | Failure::Rejected(_)
             | Failure::Request(_)
@@ -161,6 +169,8 @@ impl Failure {
             | Failure::NotResolved { .. }
             | Failure::Ipv6Off
             | Failure::SelfCall
+            | Failure::Socks(_)
+            | Failure::SocksTimeout
             | Failure::OtherNetwork
             | Failure::Drain
             | Failure::Connect { .. }
@@ -188,6 +198,7 @@ impl Failure {
             Failure::NotResolved { .. } => "resolve",
             Failure::Ipv6Off => "ipv6_off",
             Failure::SelfCall => "self_call",
+            Failure::Socks(_) | Failure::SocksTimeout => "socks",
             Failure::OtherNetwork => "double_hbone",
             Failure::Rejected(why) => rejected(why),
             Failure::Request(_) => "bad_request",

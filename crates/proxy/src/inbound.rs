@@ -109,7 +109,7 @@ async fn admit(peer: &Peer, head: Result<hbone::Head, hbone::BadRequest>) -> Res
         forwarded_host: head.forwarded_host.as_deref(),
         socks: false,
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
-        keep_source: shared.config.keep_source,
+        keep_source: peer.pod.options.keep_source,
     };
     let admitted = lookup::admit(Sources::new(shared, &peer.pod.lookups_in), &asked).await?;
     Ok(Call {

@@ -21,6 +21,7 @@ mod pod;
 mod refusals;
 mod report;
 mod shard;
+pub mod socks;
 mod tunnels;
 
 use std::sync::Arc;
@@ -32,12 +33,12 @@ use telemetry::metrics::Registry;
 use tokio::sync::watch;
 
 pub use budget::{
-    HANDSHAKES_PER_POD_MAX, HBONE_PER_POD_MAX, LOOKUPS_PER_POD_MAX, OUTBOUND_PER_POD_MAX,
-    PLAINTEXT_PER_POD_MAX, Share,
+    DNS_TCP_PER_POD_MAX, HANDSHAKES_PER_POD_MAX, HBONE_PER_POD_MAX, LOOKUPS_PER_POD_MAX,
+    OUTBOUND_PER_POD_MAX, PLAINTEXT_PER_POD_MAX, SOCKS_PER_POD_MAX, Share,
 };
 pub use failure::Failure;
 pub use live::OpenFlow;
-pub use pod::{Listeners, Phase, Pod, PodName};
+pub use pod::{Listeners, Phase, Pod, PodName, PodOptions};
 pub use refusals::{REFUSALS_KEPT, Refusal, Refusals};
 pub use shard::{Handle, Shards};
 

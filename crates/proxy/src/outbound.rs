@@ -28,7 +28,8 @@ pub(crate) async fn serve(flow: Accepted) {
     path(flow, trace).instrument(span).await;
 }
 
-async fn path(mut flow: Accepted, trace: hbone::Traceparent) {
+/// The same, in the span of the caller's.
+pub(crate) async fn path(mut flow: Accepted, trace: hbone::Traceparent) {
     let since = Instant::now();
     let mut phase = flow.pod.phase();
     let planned = tokio::select! {

@@ -68,7 +68,7 @@ async fn admit(flow: &Accepted) -> Result<(Arc<Workload>, Admitted), Failure> {
         target: flow.orig_dst,
         client: flow.peer,
         socks: false,
-        keep_source: shared.config.keep_source,
+        keep_source: flow.pod.options.keep_source,
     };
     let admitted = mesh::admit_plain(&shared.state(), &asked).map_err(Failure::Rejected)?;
     Ok((local, admitted))

@@ -23,25 +23,38 @@ pub enum Phase {
     Cut,
 }
 
-/// The listening sockets inside a pod's namespace.
+/// The listening sockets inside a pod's namespace. What is not there is not served.
+#[derive(Default)]
 pub struct Listeners {
     /// captured outbound connections; [`Net::original_destination`] tells where they were meant to go
-    pub outbound: TcpListener,
+    pub outbound: Option<TcpListener>,
     /// HBONE, port 15008
-    pub hbone: TcpListener,
+    pub hbone: Option<TcpListener>,
     /// captured plaintext inbound connections
-    pub plaintext: TcpListener,
+    pub plaintext: Option<TcpListener>,
+    /// SOCKS5 clients of the pod, on its loopback
+    pub socks: Option<TcpListener>,
     /// DNS questions, where the pod's DNS is steered
     pub dns: Vec<Box<dyn DnsPort>>,
-    /// connections to resolvers, where capture has listeners of their own for them; served as outbound ones
+    /// connections to resolvers, where capture has listeners of their own for them
     pub dns_tcp: Vec<TcpListener>,
 }
 
 impl Listeners {
     /// How many there are.
     pub(crate) fn doors(&self) -> usize {
-        3 + self.dns_tcp.len() + self.dns.len()
+        let single = [&self.outbound, &self.hbone, &self.plaintext, &self.socks];
+        single.into_iter().flatten().count() + self.dns_tcp.len() + self.dns.len()
     }
+}
+
+/// What is particular to one pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodOptions {
+    /// its application sees its clients' addresses
+    pub keep_source: bool,
+    /// the daemon answers its DNS questions
+    pub dns: bool,
 }
 
 /// Identity and state of one pod.
@@ -54,6 +67,8 @@ pub struct Pod {
     pub namespace: Str,
     /// service account
     pub service_account: Str,
+    /// what is particular to it
+    pub options: PodOptions,
     /// sockets in its namespace
     pub net: Arc<dyn Net>,
     phase: watch::Sender<Phase>,
@@ -87,7 +102,7 @@ pub struct PodName {
 
 impl Pod {
     /// A pod that serves from now on.
-    pub fn new(who: PodName, net: Arc<dyn Net>) -> Arc<Self> {
+    pub fn new(who: PodName, options: PodOptions, net: Arc<dyn Net>) -> Arc<Self> {
         let PodName {
             uid,
             name,
@@ -101,6 +116,7 @@ impl Pod {
             name,
             namespace,
             service_account,
+            options,
             net,
             phase,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -251,7 +267,7 @@ mod tests {
             namespace: text("ns"),
             service_account: text("sa"),
         };
-        Pod::new(who, Arc::new(NoNet))
+        Pod::new(who, PodOptions::default(), Arc::new(NoNet))
     }
 
     fn fill(pod: &Arc<Pod>, share: Share) -> Vec<Stay> {

@@ -8,11 +8,11 @@ use capture::{PodFlags, PodWanted, external};
 use enroll::kubernetes::Report;
 use enroll::{PodSpec, Sighting, StopReason, Why};
 use mesh::Str;
-use proxy::{Listeners, Phase, Pod, PodName};
+use proxy::{Listeners, Phase, Pod, PodName, PodOptions};
 use sys::Netns;
 
 use super::{HANDOVER, Member, Node, READY_TASK, Redirection, Serving, lock};
-use crate::net::{self, PodDns, PodNet, keep_alive};
+use crate::net::{self, PodDns, PodNet, keep_alive, keep_alive_of};
 
 /// Most single ports that a pod may exclude.
 const EXCLUDED_PORTS_MAX: usize = 1024;
@@ -112,7 +112,11 @@ impl Node {
             Redirection::Ebpf(_) => self.open_captured(spec, &netns)?,
             Redirection::External(options) => self.open_external(spec, &netns, options).await?,
         };
-        let pod = Pod::new(who, Arc::new(net));
+        let options = PodOptions {
+            keep_source: self.parts.config.capture.keep_source,
+            dns: self.captures_dns(spec),
+        };
+        let pod = Pod::new(who, options, Arc::new(net));
         self.parts.shards.serve(Arc::clone(&pod), listeners).await;
         Ok(Serving { pod, cookie })
     }
@@ -142,6 +146,14 @@ impl Node {
         let keepalive = &self.parts.config.keepalive;
         let sockets = capture::sockets::open(netns, flags).context("open sockets in the pod")?;
         keep_alive(&sockets, keepalive).context("keepalive of the pod's listeners")?;
+        let socks = if self.parts.config.socks5 {
+            let listener =
+                capture::sockets::open_socks(netns).context("open sockets in the pod")?;
+            keep_alive_of(&listener, keepalive).context("keepalive of the pod's listeners")?;
+            Some(listener)
+        } else {
+            None
+        };
         let wanted = PodWanted {
             uid: spec.uid.to_string(),
             netns: Arc::clone(netns),
@@ -158,9 +170,10 @@ impl Node {
             tracing::warn!(pod = %spec.uid, %error, "changes in the pod's namespace are seen at intervals only");
         }
         let listeners = Listeners {
-            outbound: sockets.outbound,
-            hbone: sockets.hbone,
-            plaintext: sockets.plaintext,
+            outbound: Some(sockets.outbound),
+            hbone: Some(sockets.hbone),
+            plaintext: Some(sockets.plaintext),
+            socks,
             dns: sockets
                 .dns
                 .map(|dns| Box::new(PodDns(dns)) as _)
@@ -186,6 +199,7 @@ impl Node {
         mut options: external::Options,
     ) -> anyhow::Result<(Listeners, PodNet)> {
         options.dns = self.captures_dns(spec);
+        options.socks = self.parts.config.socks5;
         let mut tries = 1;
         let sockets = loop {
             match external::open(netns, &options) {
