@@ -19,6 +19,7 @@ pub mod model;
 pub mod netns;
 pub mod place;
 pub mod pod;
+pub mod record;
 pub mod serve;
 pub mod wait;
 pub mod wire;

@@ -1,14 +1,10 @@
 //! What the agent saw and did, in order, for tests to look at and to wait for.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-/// Most events that are kept; a test that makes more loses the rest, and waits then fail and say so.
-const EVENTS_MAX: usize = 100_000;
-/// Events that the error of a wait shows.
-const SHOWN: usize = 16;
+use crate::record::{self, Entry};
 
 /// One thing that happened. Connections are numbered from 1 over the life of the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,72 +62,14 @@ pub enum Event {
     },
 }
 
-/// All events so far.
-#[derive(Debug, Default)]
-pub struct Record {
-    events: Mutex<Vec<Event>>,
-    more: Condvar,
+impl Entry for Event {
+    const BY: &'static str = "CNI agent";
 }
 
+/// All events so far.
+pub type Record = record::Record<Event>;
+
 impl Record {
-    pub(super) fn add(&self, event: Event) {
-        let mut events = self.lock();
-        if events.len() < EVENTS_MAX {
-            events.push(event);
-        }
-        drop(events);
-        self.more.notify_all();
-    }
-
-    /// Number of events so far; positions for [`Record::since`] and [`Record::wait`].
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether nothing has happened.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Events from a position on.
-    pub fn since(&self, from: usize) -> Vec<Event> {
-        self.lock().get(from..).unwrap_or_default().to_vec()
-    }
-
-    /// Waits until `look` finds something in one of the events from `from` on.
-    ///
-    /// - `what`: named in the error
-    ///
-    /// Errors: it does not within `limit`; the last events are in the text.
-    pub fn wait<T>(
-        &self,
-        from: usize,
-        limit: Duration,
-        what: &str,
-        look: impl Fn(&Event) -> Option<T>,
-    ) -> Result<T> {
-        let deadline = Instant::now() + limit;
-        let mut events = self.lock();
-        let mut next = from;
-        loop {
-            while let Some(event) = events.get(next) {
-                if let Some(found) = look(event) {
-                    return Ok(found);
-                }
-                next += 1;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let tail = &events[events.len().saturating_sub(SHOWN)..];
-                let shown: Vec<_> = tail.iter().map(|event| format!("{event:?}")).collect();
-                let shown = shown.join("\n");
-                bail!("CNI agent: no {what} within {limit:?}; last events:\n{shown}");
-            }
-            let woken = self.more.wait_timeout(events, left);
-            events = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
     /// Waits for the answer to a request by name; gives the bytes and how long it took.
     ///
     /// Errors: as [`Record::wait`].
@@ -155,9 +93,5 @@ impl Record {
                 _ => None,
             },
         )
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,19 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
 use proto::discovery::DeltaDiscoveryRequest;
 
 use super::store::Kind;
+use crate::record::{self, Entry};
 
-/// Most events that are kept; a test that makes more loses the rest, and waits then fail and say so.
-const EVENTS_MAX: usize = 100_000;
-/// Events that the error of a wait shows.
-const SHOWN: usize = 12;
-/// Length of such an event, in characters.
+/// Length of an event that an error shows, in characters.
 const LINE_CHARS: usize = 600;
 
 /// How a call looked from the server's side.
@@ -109,79 +103,13 @@ impl Event {
     }
 }
 
-/// An event on one line of bounded length.
-fn line(event: &Event) -> String {
-    format!("{event:?}").chars().take(LINE_CHARS).collect()
+impl Entry for Event {
+    const BY: &'static str = "control plane";
+
+    fn line(&self) -> String {
+        format!("{self:?}").chars().take(LINE_CHARS).collect()
+    }
 }
 
 /// All events so far.
-#[derive(Debug, Default)]
-pub struct Record {
-    events: Mutex<Vec<Event>>,
-    more: Condvar,
-}
-
-impl Record {
-    /// Adds an event.
-    pub fn add(&self, event: Event) {
-        let mut events = self.lock();
-        if events.len() < EVENTS_MAX {
-            events.push(event);
-        }
-        drop(events);
-        self.more.notify_all();
-    }
-
-    /// Number of events so far; positions for [`Record::since`] and [`Record::wait`].
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether nothing has happened.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Events from a position on.
-    pub fn since(&self, from: usize) -> Vec<Event> {
-        self.lock().get(from..).unwrap_or_default().to_vec()
-    }
-
-    /// Waits until `look` finds something in one of the events from `from` on.
-    ///
-    /// - `what`: named in the error
-    ///
-    /// Errors: it does not within `limit`; the last events are in the text.
-    pub fn wait<T>(
-        &self,
-        from: usize,
-        limit: Duration,
-        what: &str,
-        look: impl Fn(&Event) -> Option<T>,
-    ) -> Result<T> {
-        let deadline = Instant::now() + limit;
-        let mut events = self.lock();
-        let mut next = from;
-        loop {
-            while let Some(event) = events.get(next) {
-                if let Some(found) = look(event) {
-                    return Ok(found);
-                }
-                next += 1;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let tail = &events[events.len().saturating_sub(SHOWN)..];
-                let shown: Vec<_> = tail.iter().map(line).collect();
-                let shown = shown.join("\n");
-                bail!("control plane: no {what} within {limit:?}; last events:\n{shown}");
-            }
-            let woken = self.more.wait_timeout(events, left);
-            events = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub type Record = record::Record<Event>;
