@@ -6,6 +6,7 @@
 
 mod capture;
 mod counters;
+mod dns;
 mod labels;
 mod lookups;
 mod process;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::capture::{CaptureMetrics, PodState};
 pub use self::counters::{Counter, Counters, Gauge};
+pub use self::dns::{DnsLabels, DnsProtocol, DnsQuestion};
 pub use self::labels::{EndLabels, Flag, Reporter, ServiceLabels, TrafficLabels, WorkloadLabels};
 pub use self::shard::{Connection, Shard, Socket};
 pub use self::text::{Number, Samples};
@@ -35,6 +37,8 @@ pub enum Kind {
     Counter,
     /// Any value.
     Gauge,
+    /// How many values there were up to each bound; only the families built in have samples of this kind.
+    Histogram,
 }
 
 /// A metric family as registered: its name is without `_total`, its help without a full stop and without a note on stability.
@@ -199,7 +203,8 @@ impl Registry {
             return Err(RegisterError::TooMany);
         }
         let taken = |name| families.iter().any(|known| known.family.name == name);
-        if taken(family.name) || BUILT_IN.iter().any(|known| known.name == family.name) {
+        let built_in = || BUILT_IN.iter().chain(&dns::FAMILIES);
+        if taken(family.name) || built_in().any(|known| known.name == family.name) {
             return Err(RegisterError::Duplicate(family.name));
         }
         families.push(Arc::new(Registered {
@@ -307,6 +312,7 @@ impl Registry {
         let families = lock(&self.inner.families).clone();
         let mut out = String::new();
         traffic(&mut out, &shards);
+        dns_questions(&mut out, &shards);
         text::family(&mut out, &LOOKUPS, |samples| {
             self.inner.lookups.collect(samples);
         });
@@ -326,6 +332,15 @@ impl std::fmt::Debug for Registry {
             .field("shards", &lock(&self.inner.shards).len())
             .finish_non_exhaustive()
     }
+}
+
+/// The DNS families, summed over all threads.
+fn dns_questions(out: &mut String, shards: &[Arc<ShardState>]) {
+    let mut all = BTreeMap::new();
+    for shard in shards {
+        shard.dns.add_to(&mut all);
+    }
+    dns::encode(out, &all);
 }
 
 /// The traffic families, summed over all threads.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::dns::{DnsLabels, DnsQuestion, DnsState, Known};
 use super::labels::{Flag, Reporter, TrafficLabels};
 use super::lock;
 
@@ -14,7 +15,7 @@ use super::lock;
 const SERIES_MAX: usize = 10_000;
 
 /// Adds to a counter that only this thread writes: cheaper than an atomic addition.
-fn bump(counter: &AtomicU64, n: u64) {
+pub(super) fn bump(counter: &AtomicU64, n: u64) {
     counter.store(
         counter.load(Ordering::Relaxed).wrapping_add(n),
         Ordering::Relaxed,
@@ -64,6 +65,7 @@ pub(super) struct ShardState {
     series: Mutex<Vec<(Arc<TrafficLabels>, Arc<Series>)>>,
     sockets: [SocketCount; Reporter::ALL.len()],
     overflow: AtomicU64,
+    pub(super) dns: DnsState,
 }
 
 #[derive(Default)]
@@ -100,6 +102,7 @@ impl ShardState {
 pub struct Shard {
     state: Arc<ShardState>,
     known: Rc<RefCell<HashMap<Arc<TrafficLabels>, Arc<Series>>>>,
+    dns: Known,
 }
 
 impl Shard {
@@ -107,6 +110,7 @@ impl Shard {
         Self {
             state,
             known: Rc::default(),
+            dns: Known::default(),
         }
     }
 
@@ -139,6 +143,11 @@ impl Shard {
             series
         });
         Arc::clone(entry)
+    }
+
+    /// Counts a DNS question of a pod. Past 10,000 label sets it is counted without who asked.
+    pub fn dns_question(&self, labels: DnsLabels) -> DnsQuestion {
+        self.dns.question(&self.state.dns, labels)
     }
 
     /// Counts an accepted socket as open until the guard is dropped.

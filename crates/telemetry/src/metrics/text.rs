@@ -108,13 +108,25 @@ impl Samples<'_> {
         labels: impl FnOnce(&mut dyn FnMut(&str, &str)),
         value: impl Into<Number>,
     ) {
+        let suffix = match self.family.kind {
+            Kind::Counter => "_total",
+            Kind::Gauge | Kind::Histogram => "",
+        };
+        self.push_part(suffix, labels, value);
+    }
+
+    /// A sample whose name is the family's and `suffix`.
+    pub(super) fn push_part(
+        &mut self,
+        suffix: &str,
+        labels: impl FnOnce(&mut dyn FnMut(&str, &str)),
+        value: impl Into<Number>,
+    ) {
         if std::mem::take(&mut self.empty) {
             head(self.out, self.family);
         }
         self.out.push_str(self.family.name);
-        if self.family.kind == Kind::Counter {
-            self.out.push_str("_total");
-        }
+        self.out.push_str(suffix);
         let mut any = false;
         let out = &mut *self.out;
         labels(&mut |name, value| {
@@ -154,6 +166,7 @@ fn head(out: &mut String, family: &Family) {
     let kind = match family.kind {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
     };
     let stop = if collector { "" } else { "." };
     put(out, format_args!("{stop}\n# TYPE {} {kind}\n", family.name));
