@@ -12,7 +12,7 @@ use control::Publisher;
 use enroll::cgroups::CgroupEvent;
 use enroll::kubernetes::{self, Reporter};
 use enroll::place;
-use enroll::{Rules, zds};
+use enroll::{Rules, own, zds};
 use identity::Crl;
 use mesh::{Index, Resource as MeshResource, Str};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, LocalSet};
 
 use crate::check;
-use crate::config::{self, Config, Enroll, Local, LogFormat, Redirect, World};
+use crate::config::{self, Config, DnsAddress, Enroll, Local, LogFormat, Redirect, World};
 use crate::control_plane;
 use crate::crl_file;
 use crate::dump::Dumper;
@@ -205,6 +205,10 @@ fn redirection(config: &Config) -> anyhow::Result<(Redirection, Option<PathBuf>)
                 transparent: config.capture.keep_source,
                 ipv6: config.capture.ipv6,
                 dns: config.capture.dns,
+                dns_at: match config.capture.dns_address {
+                    DnsAddress::Localhost(port) => external::DnsAt::Loopback(port),
+                    DnsAddress::At(address) => external::DnsAt::One(address),
+                },
                 socks: config.socks5,
                 proc: config.capture.host_proc.clone(),
             };
@@ -253,7 +257,17 @@ async fn source(
 ) -> anyhow::Result<(Source, Option<Reporter>, AbortHandle)> {
     let (events, seen) = mpsc::channel(EVENTS_MAX);
     match &config.enroll {
-        Enroll::Own => anyhow::bail!("PROXY_MODE=dedicated has no source of its member yet"),
+        Enroll::Own => {
+            let member = config.mode.member().context("PROXY_MODE=dedicated")?;
+            let member = own::Member {
+                namespace: member.namespace.as_str().into(),
+                name: member.name.as_str().into(),
+                service_account: member.service_account.as_str().into(),
+            };
+            let stay = own::source(&member, events).context("PROXY_MODE=dedicated")?;
+            let task = tokio::task::spawn_local(stay);
+            Ok((Source::Events(seen), None, task.abort_handle()))
+        }
         Enroll::File(path) => {
             let follow =
                 enroll::file::source(path.clone(), rules(config), Default::default(), events);

@@ -17,7 +17,7 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const PLAINTEXT_PORT: u16 = 15006;
 /// HBONE; reached without redirection.
 pub const HBONE_PORT: u16 = 15008;
-/// DNS questions are redirected here, on loopback.
+/// DNS questions are redirected here unless told otherwise, on loopback.
 pub const DNS_PORT: u16 = 15053;
 /// SOCKS5 clients of the pod come here, on IPv4 loopback; reached without redirection.
 pub const SOCKS_PORT: u16 = crate::sockets::SOCKS_PORT;
@@ -26,6 +26,15 @@ pub const SOCKS_PORT: u16 = crate::sockets::SOCKS_PORT;
 const MIGRATE: &str = "sys/net/ipv4/tcp_migrate_req";
 /// Whether loopback has IPv6; any other value than 1 means that it has.
 const NO_V6_LOOPBACK: &str = "sys/net/ipv6/conf/lo/disable_ipv6";
+
+/// Where DNS questions are redirected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsAt {
+    /// this port of 127.0.0.1, and of `::1` where loopback has it
+    Loopback(u16),
+    /// one address
+    One(SocketAddr),
+}
 
 /// How the sockets are to be.
 #[derive(Clone, Debug)]
@@ -40,6 +49,8 @@ pub struct Options {
     pub ipv6: bool,
     /// DNS sockets as well
     pub dns: bool,
+    /// where they listen
+    pub dns_at: DnsAt,
     /// a SOCKS5 listener as well
     pub socks: bool,
     /// a procfs whose `sys/net` may be written
@@ -77,8 +88,7 @@ fn open_here(options: &Options) -> io::Result<Sockets> {
     let (mut dns, mut dns_tcp) = (Vec::new(), Vec::new());
     let mut transparent = options.transparent;
     if options.dns {
-        for ip in loopbacks(options) {
-            let at = SocketAddr::new(ip, DNS_PORT);
+        for at in dns_addresses(options) {
             dns.push(named(at, udp_listen(at, &udp_options(options)))?);
             dns_tcp.push(listen_at(at, options, &mut transparent)?);
         }
@@ -113,6 +123,14 @@ fn allow_migration(proc: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::debug!(path = %path.display(), %error, "half-open connections will not move to another instance");
+    }
+}
+
+/// Where questions are taken.
+fn dns_addresses(options: &Options) -> Vec<SocketAddr> {
+    match options.dns_at {
+        DnsAt::Loopback(port) => (loopbacks(options).map(|ip| SocketAddr::new(ip, port))).collect(),
+        DnsAt::One(at) => vec![at],
     }
 }
 

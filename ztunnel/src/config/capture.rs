@@ -13,8 +13,6 @@ use super::value::{Env, Invalid};
 
 /// The mark that capture exempts, fixed in the kernel programs.
 const PACKET_MARK: u32 = 1337;
-/// Where rules of others lead questions to.
-const DNS_PORT_DEFAULT: u16 = 15053;
 /// Where istio-cni listens.
 const INPOD_UDS_DEFAULT: &str = "/var/run/ztunnel/ztunnel.sock";
 /// Bounds of the time between two looks at the kernel's state.
@@ -196,7 +194,7 @@ pub enum DnsAddress {
 impl DnsAddress {
     fn read(proxy: &ProxyConfig, redirect: Redirect) -> Result<Self, Invalid> {
         const NAME: &str = "ISTIO_META_DNS_PROXY_ADDR";
-        let default = Self::Localhost(DNS_PORT_DEFAULT);
+        let default = Self::Localhost(capture::external::DNS_PORT);
         let Some(text) = proxy.metadata(NAME) else {
             return Ok(default);
         };
