@@ -12,6 +12,7 @@ use crate::config::{Config, Local, view};
 use crate::control_plane;
 use crate::mesh_file::{self, Fault};
 use crate::node::{Held, Postures, State, View, Views, lock};
+use crate::own;
 use crate::version::Version;
 
 /// Dumps that are made at one time: that of a large mesh takes memory, and a thread for a while.
@@ -36,6 +37,8 @@ pub struct Dumper {
     pub fault: Fault,
     /// the same for the enrolment file
     pub enroll_fault: Fault,
+    /// the daemon's own pod, if it is known
+    pub own: Option<own::Seen>,
     /// the control plane, if there is one
     pub xds: Option<control::xds::Client>,
 }
@@ -78,6 +81,7 @@ impl Dumper {
         dump.insert("version".into(), serde_json::to_value(&self.version)?);
         dump.insert("stuckDataThreads".into(), json!(silent));
         dump.insert("workloadState".into(), self.pods(flows));
+        dump.insert("ownPod".into(), self.own(flows));
         dump.insert(
             "refusals".into(),
             self.shared.refusals.last().iter().map(refusal).collect(),
@@ -116,6 +120,14 @@ impl Dumper {
             .into_iter()
             .collect::<Map<_, _>>()
             .into()
+    }
+
+    fn own(&self, flows: &[OpenFlow]) -> Value {
+        let seen = self.own.as_ref().map(|seen| {
+            let (uid, view) = seen.view();
+            pod(uid, &view, flows)
+        });
+        seen.into()
     }
 }
 

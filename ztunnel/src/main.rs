@@ -14,6 +14,7 @@ mod meters;
 mod monitor;
 mod net;
 mod node;
+mod own;
 mod panics;
 mod repair;
 mod resolver;

@@ -109,6 +109,8 @@ fn user_timeout(keepalive: &config::Keepalive) -> Option<Duration> {
 enum Via {
     /// our kernel programs
     Ebpf,
+    /// nobody captures: the daemon's own pod
+    Own,
     /// rules of others
     External {
         /// of every socket
@@ -137,6 +139,14 @@ impl PodNet {
         Self { netns, base, via }
     }
 
+    /// Sockets in the daemon's own namespace, `netns`, which nobody captures.
+    pub fn own(netns: Arc<Netns>, keepalive: &config::Keepalive) -> Self {
+        Self {
+            via: Via::Own,
+            ..Self::new(netns, keepalive)
+        }
+    }
+
     /// A socket for `dial`, in the namespace of the calling thread.
     fn open(&self, dial: &Dial) -> io::Result<Socket> {
         let from = match *dial {
@@ -144,7 +154,7 @@ impl PodNet {
             Dial::App { from, .. } => from,
         };
         match (self.via, from) {
-            (Via::Ebpf, None) => dial_socket(dial.to(), &self.base),
+            (Via::Ebpf, None) | (Via::Own, _) => dial_socket(dial.to(), &self.base),
             (Via::Ebpf, Some(from)) => dial_socket(dial.to(), &looped(&self.base, from)),
             (Via::External { mark, transparent }, from) => {
                 let options = DialOptions {
@@ -171,6 +181,7 @@ impl Net for PodNet {
     fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
         let mark = match self.via {
             Via::Ebpf => Some(DAEMON_MARK),
+            Via::Own => None,
             Via::External { mark, .. } => mark,
         };
         let socket = self.netns.run(|| udp_plain(resolver, mark))??;
@@ -181,7 +192,7 @@ impl Net for PodNet {
 
     fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {
         match self.via {
-            Via::Ebpf => accepted.local_addr().map(Some),
+            Via::Ebpf | Via::Own => accepted.local_addr().map(Some),
             Via::External { .. } => sys::socket::original_destination(accepted),
         }
     }

@@ -33,6 +33,7 @@ use crate::hold;
 use crate::mesh_file::Fault;
 
 use crate::monitor::Monitor;
+use crate::own;
 use crate::repair;
 
 pub use keeper::Keeper;
@@ -266,6 +267,7 @@ impl Node {
                 .filter(|w| w.profile.protocol == Protocol::Hbone || w.profile.native_tunnel);
             now.extend(tunnelled.map(|workload| workload.identity()));
         }
+        now.extend(own::identity(&self.parts.config, &index));
         drop(index);
         for gone in self.identities.difference(&now) {
             self.parts.shared.certs.forget(gone);

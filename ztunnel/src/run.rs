@@ -35,6 +35,7 @@ use crate::finder::Finder;
 use crate::mesh_file::{self, Fault};
 use crate::meters;
 use crate::node::{Keeper, Node, Parts, READY_TASK, Redirection, Source, lock};
+use crate::own::OwnPod;
 use crate::panics;
 use crate::repair;
 use crate::resolver::Names;
@@ -111,6 +112,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         control_plane::register(&shared.registry, xds)?;
     }
 
+    let own = OwnPod::bind(&config)?;
     let views = Arc::default();
     let posture = Arc::default();
     let enroll_fault = Fault::default();
@@ -123,6 +125,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         posture: Arc::clone(&posture),
         fault: Arc::clone(&fault),
         enroll_fault: Arc::clone(&enroll_fault),
+        own: own.as_ref().map(OwnPod::seen),
         xds: xds.clone(),
     };
     let admin = Admin {
@@ -140,6 +143,13 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         return Ok(());
     }
     ready.done(STATE_TASK);
+    let own = match own {
+        Some(own) => {
+            let ends = own.serve(&shards, stop.clone(), config.drain_deadline);
+            Some(tokio::task::spawn_local(ends.await))
+        }
+        None => None,
+    };
     check::at_start(&config).context("this machine lacks something")?;
     // last of what can fail: from here on a predecessor that still runs has let go
     let (redirection, cgroup) = redirection(&config)?;
@@ -184,6 +194,10 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         enroll_fault,
     };
     Node::new(parts).run(source, stop).await?;
+    if let Some(own) = own {
+        // it has drained beside the pods, within the same time
+        let _ = own.await;
+    }
     tracing::info!("drained, ending");
     Ok(())
 }

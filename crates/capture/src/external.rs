@@ -142,7 +142,9 @@ fn loopbacks(options: &Options) -> impl Iterator<Item = IpAddr> {
 }
 
 /// The widest address to listen on: IPv6 with v4-mapped, or IPv4 where IPv6 is not wanted or the kernel has none.
-fn wildcard(ipv6: bool) -> io::Result<IpAddr> {
+///
+/// Errors: the kernel's.
+pub fn wildcard(ipv6: bool) -> io::Result<IpAddr> {
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     if !ipv6 {
