@@ -15,7 +15,7 @@ use crate::index::Index;
 use crate::name::Str;
 use crate::service::{IpFamilies, Service};
 use crate::workload::Workload;
-use names::{Candidate, candidates, is_below};
+use names::{below, find};
 
 /// Addresses of one answer; a DNS message over TCP has room for 4,095 of IPv4.
 pub const ADDRESSES_MAX: usize = 4096;
@@ -123,7 +123,9 @@ pub fn answer(
     question: &Question<'_>,
     rng: &mut impl Rng,
 ) -> Answer {
-    let Some((candidate, service)) = meant(index, zone, question) else {
+    let namespace = &*question.client.namespace;
+    let known = |host: &str| choose(index, zone, namespace, host);
+    let Some((alias, service)) = find(zone, namespace, question.name, known) else {
         return Answer::Forward;
     };
     let supported = match (question.family, service.ip_families) {
@@ -138,21 +140,10 @@ pub fn answer(
         return Answer::Empty(Why::NoRecords);
     }
     Answer::Records {
-        cname: candidate.alias.map(|name| name.to_ascii_lowercase().into()),
+        cname: alias.map(|name| name.to_ascii_lowercase().into()),
         addresses,
         service: service.clone(),
     }
-}
-
-/// The Service that is meant, and how its name was found.
-fn meant<'a, 'q>(
-    index: &'a Index,
-    zone: &Zone<'_>,
-    question: &Question<'q>,
-) -> Option<(Candidate<'q>, &'a Arc<Service>)> {
-    let namespace = &*question.client.namespace;
-    let chosen = |host: &str| choose(index, zone, namespace, host);
-    candidates(zone, namespace, question.name, chosen)
 }
 
 /// Of the Services of a host name the one that a client of `namespace` means: its own namespace's, the canonical, the preferred
@@ -175,8 +166,8 @@ fn choose<'a>(
 /// Whether a Service has addresses of its own, or is a headless one of Kubernetes, whose addresses are its endpoints'.
 fn is_told(zone: &Zone<'_>, service: &Service) -> bool {
     let host = service.hostname.trim_end_matches('.');
-    let parent = is_below(host, zone.domain());
-    !service.vips.is_empty() || parent.is_some_and(|name| is_below(name, "svc").is_some())
+    let in_domain = below(host, zone.domain());
+    !service.vips.is_empty() || in_domain.is_some_and(|name| below(name, "svc").is_some())
 }
 
 /// The addresses of a Service that lead there from the client, in random order.

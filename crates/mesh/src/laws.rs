@@ -3,6 +3,7 @@
 //! Each panics where its law is broken, and does nothing else. Not for use in the daemon.
 
 mod admits;
+mod answers;
 mod draw;
 mod naive;
 mod routes;
@@ -16,6 +17,7 @@ use crate::policy::{Action, Policy};
 use crate::spiffe::SpiffeId;
 use crate::workload::Workload;
 pub use admits::admit_is_sound;
+pub use answers::{answer_is_sound, any_name_is_answered};
 use draw::Draw;
 pub use routes::route_is_sound;
 
@@ -28,6 +30,7 @@ pub const ALL: &[fn(&[u8])] = &[
     policy_order_is_irrelevant,
     route_is_sound,
     admit_is_sound,
+    answer_is_sound,
     spiffe_ids_print_and_parse,
 ];
 
@@ -255,6 +258,25 @@ mod tests {
         }
         for kind in routes::KINDS {
             assert!(met.get(kind).is_some_and(|n| *n >= 5), "{kind}: {met:?}");
+        }
+    }
+
+    #[test]
+    fn answers_of_every_kind_are_sound() {
+        let mut met = std::collections::BTreeMap::<_, u32>::new();
+        for seed in 0..DECISIONS {
+            answer_is_sound(&bytes(seed));
+            *met.entry(answers::kind_met(&bytes(seed))).or_default() += 1;
+        }
+        for kind in answers::KINDS {
+            assert!(met.get(kind).is_some_and(|n| *n >= 20), "{kind}: {met:?}");
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_name() {
+        for seed in 0..RUNS {
+            any_name_is_answered(&String::from_utf8_lossy(&bytes(seed)));
         }
     }
 

@@ -3,111 +3,206 @@
 
 use super::{SEARCH_MAX, Zone};
 
-/// How a name was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Candidate<'q> {
-    /// The name left without a search domain, if that is what was found: the asked name is an alias of it.
-    pub(super) alias: Option<&'q str>,
-}
-
-/// The first name that `found` knows, in the order of dns.md, section 3.
+/// The first of the names that may be meant which `known` knows, with the alias by which it was found: the name that is left
+/// without a search domain, if it was that, and no wildcard.
 ///
+/// - `namespace`: of the client
 /// - `name`: as asked, without the last dot
-pub(super) fn candidates<'q, T>(
+pub(super) fn find<'q, T>(
     zone: &Zone<'_>,
     namespace: &str,
     name: &'q str,
-    found: impl Fn(&str) -> Option<T>,
-) -> Option<(Candidate<'q>, T)> {
+    known: impl Fn(&str) -> Option<T>,
+) -> Option<(Option<&'q str>, T)> {
     if name.is_empty() || !name.is_ascii() {
         return None;
     }
+    let domain = zone.domain();
     let mut search = Search {
-        domain: zone.domain(),
+        domain,
         namespace,
-        found,
-        host: String::new(),
+        known,
+        wildcard: String::new(),
     };
-    let own = search.name_or_expansion(name);
-    if let Some((_, service)) = own {
-        return Some((Candidate { alias: None }, service));
+    if let Some(found) = search.name_or_expansion(name) {
+        return Some((None, found.it));
     }
-    let cluster = [
-        format!("{namespace}.svc.{}", search.domain),
-        format!("svc.{}", search.domain),
-        search.domain.to_owned(),
+    let of_cluster = [
+        format!("{namespace}.svc.{domain}"),
+        format!("svc.{domain}"),
+        domain.to_owned(),
     ];
-    let listed = zone.search.unwrap_or_default().iter().map(|s| &**s);
-    let listed = listed.take(SEARCH_MAX);
-    let usual = cluster.iter().map(String::as_str);
+    let usual = of_cluster.iter().map(String::as_str);
     let usual = usual.filter(|_| zone.search.is_none());
-    listed.chain(usual).find_map(|domain| {
-        let rest = is_below(name, domain.trim_end_matches('.'))?;
-        let (exact, service) = search.name_or_expansion(rest)?;
-        let alias = exact.then_some(rest);
-        Some((Candidate { alias }, service))
+    let listed = zone
+        .search
+        .unwrap_or_default()
+        .iter()
+        .map(|domain| &**domain);
+    usual.chain(listed.take(SEARCH_MAX)).find_map(|domain| {
+        let rest = below(name, domain.trim_end_matches('.'))?;
+        let found = search.name_or_expansion(rest)?;
+        Some(((!found.by_wildcard).then_some(rest), found.it))
     })
 }
 
 /// What stands before a domain in a name that ends with it and has more; label by label, whatever the case.
-pub(super) fn is_below<'q>(name: &'q str, domain: &str) -> Option<&'q str> {
-    let at = name.len().checked_sub(domain.len())?;
-    let (front, back) = (name.get(..at)?, name.get(at..)?);
+pub(super) fn below<'n>(name: &'n str, domain: &str) -> Option<&'n str> {
+    let (front, back) = name.split_at_checked(name.len().checked_sub(domain.len())?)?;
     let rest = front.strip_suffix('.')?;
-    (!domain.is_empty() && !rest.is_empty() && back.eq_ignore_ascii_case(domain)).then_some(rest)
+    let is_below = !domain.is_empty() && !rest.is_empty() && back.eq_ignore_ascii_case(domain);
+    is_below.then_some(rest)
 }
 
-/// Looks names up, in a buffer of its own.
+/// Looks for names.
 struct Search<'z, F> {
     domain: &'z str,
     namespace: &'z str,
-    found: F,
-    host: String,
+    known: F,
+    /// Where wildcards are written.
+    wildcard: String,
+}
+
+struct Found<T> {
+    by_wildcard: bool,
+    it: T,
 }
 
 impl<T, F: Fn(&str) -> Option<T>> Search<'_, F> {
-    /// A name, then its expansions; and whether the name itself was found, not a wildcard.
-    fn name_or_expansion(&mut self, name: &str) -> Option<(bool, T)> {
+    /// A name, then its expansions.
+    fn name_or_expansion(&mut self, name: &str) -> Option<Found<T>> {
+        let (ns, domain) = (self.namespace, self.domain);
         let labels = name.split('.').count();
-        let in_svc = is_below(name, "svc").is_some();
-        // namespace, `svc`, domain: what an expansion adds
-        let added: &[[bool; 3]] = match (labels, in_svc) {
-            (1, _) => &[[true, true, true]],
-            (2, _) => &[[false, true, true], [true, true, true]],
-            (3, true) => &[[false, false, true], [false, true, true]],
-            (3, false) => &[[false, true, true]],
-            (4, true) => &[[false, false, true]],
+        let tails: &[&[&str]] = match (labels, below(name, "svc").is_some()) {
+            (1, _) => &[&[ns, "svc", domain]],
+            (2, _) => &[&["svc", domain], &[ns, "svc", domain]],
+            (3, true) => &[&[domain], &["svc", domain]],
+            (3, false) => &[&["svc", domain]],
+            (4, true) => &[&[domain]],
             _ => &[],
         };
-        let bare = [false, false, false];
-        let all = std::iter::once(&bare).chain(added);
-        all.into_iter().find_map(|[namespace, svc, domain]| {
-            let parts = [
-                (*namespace, self.namespace),
-                (*svc, "svc"),
-                (*domain, self.domain),
-            ];
-            let tail = parts.into_iter().filter(|(is_added, _)| *is_added);
-            let mut full = name.to_owned();
-            for (_, part) in tail {
-                full.push('.');
-                full.push_str(part);
-            }
-            self.host_or_wildcard(&full)
+        self.name_or_wildcard(name).or_else(|| {
+            let mut tails = tails.iter();
+            tails.find_map(|tail| self.name_or_wildcard(&format!("{name}.{}", tail.join("."))))
         })
     }
 
-    /// A host name, then its wildcards, the nearest first; and whether it was found itself.
-    fn host_or_wildcard(&mut self, host: &str) -> Option<(bool, T)> {
-        if let Some(service) = (self.found)(host) {
-            return Some((true, service));
+    /// A name, then its wildcards, the nearest first.
+    fn name_or_wildcard(&mut self, name: &str) -> Option<Found<T>> {
+        if let Some(it) = (self.known)(name) {
+            let by_wildcard = false;
+            return Some(Found { by_wildcard, it });
         }
-        let dots = host.match_indices('.');
-        dots.map(|(at, _)| at).find_map(|at| {
-            self.host.clear();
-            self.host.push('*');
-            self.host.push_str(&host[at..]);
-            Some((false, (self.found)(&self.host)?))
+        let mut dots = name.match_indices('.').map(|(at, _)| at);
+        dots.find_map(|at| {
+            self.wildcard.clear();
+            self.wildcard.push('*');
+            self.wildcard.push_str(&name[at..]);
+            let it = (self.known)(&self.wildcard)?;
+            let by_wildcard = true;
+            Some(Found { by_wildcard, it })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Everything that is looked for, wildcards left out, an alias after a slash.
+    fn looked_for(name: &str, search: Option<&[crate::name::Str]>) -> Vec<String> {
+        let zone = Zone {
+            cluster_domain: "D.",
+            preferred_namespace: None,
+            search,
+            ipv6: true,
+        };
+        let all = RefCell::new(Vec::new());
+        let found = find(&zone, "ns", name, |name| {
+            if !name.starts_with('*') {
+                all.borrow_mut().push(name.to_owned());
+            }
+            None::<()>
+        });
+        assert_eq!(found, None);
+        all.into_inner()
+    }
+
+    #[test]
+    fn expansions_by_number_of_labels() {
+        let cases: &[(&str, &[&str])] = &[
+            ("", &[]),
+            ("x", &["x", "x.ns.svc.D"]),
+            ("svc", &["svc", "svc.ns.svc.D"]),
+            ("x.y", &["x.y", "x.y.svc.D", "x.y.ns.svc.D"]),
+            ("x.svc", &["x.svc", "x.svc.svc.D", "x.svc.ns.svc.D"]),
+            ("x.y.svc", &["x.y.svc", "x.y.svc.D", "x.y.svc.svc.D"]),
+            ("x.y.SVC", &["x.y.SVC", "x.y.SVC.D", "x.y.SVC.svc.D"]),
+            ("x.y.z", &["x.y.z", "x.y.z.svc.D"]),
+            ("w.x.y.svc", &["w.x.y.svc", "w.x.y.svc.D"]),
+            ("w.x.y.z", &["w.x.y.z"]),
+            ("v.w.x.y.svc", &["v.w.x.y.svc"]),
+            ("D", &["D", "D.ns.svc.D"]),
+            ("bücher", &[]),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(looked_for(name, None), *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn search_domains_are_taken_off_in_order() {
+        let own: Vec<_> = ["corp.", ".", "", "x"].map(Into::into).into();
+        let cases: &[(&str, Option<&[_]>, &[&str])] = &[
+            (
+                "a.b.c.ns.svc.d",
+                None,
+                &[
+                    "a.b.c.ns.svc.d",
+                    "a.b.c",
+                    "a.b.c.svc.D",
+                    "a.b.c.ns",
+                    "a.b.c.ns.svc",
+                ],
+            ),
+            (
+                "a.b.c.xns.svc.d",
+                None,
+                &["a.b.c.xns.svc.d", "a.b.c.xns", "a.b.c.xns.svc"],
+            ),
+            ("a.b.c.d.corp", Some(&own), &["a.b.c.d.corp", "a.b.c.d"]),
+            ("a.b.c.D", Some(&own), &["a.b.c.D"]),
+            ("corp", Some(&own), &["corp", "corp.ns.svc.D"]),
+        ];
+        for (name, search, expected) in cases {
+            assert_eq!(looked_for(name, *search), *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn wildcards_come_nearest_first_and_never_alone() {
+        let zone = Zone {
+            cluster_domain: "D",
+            preferred_namespace: None,
+            search: None,
+            ipv6: true,
+        };
+        let all = RefCell::new(Vec::new());
+        let known = |name: &str| {
+            all.borrow_mut().push(name.to_owned());
+            (name == "*.c.svc.D").then_some(())
+        };
+        assert_eq!(find(&zone, "ns", "a.b.c", known), Some((None, ())));
+        let expected = [
+            "a.b.c",
+            "*.b.c",
+            "*.c",
+            "a.b.c.svc.D",
+            "*.b.c.svc.D",
+            "*.c.svc.D",
+        ];
+        assert_eq!(all.into_inner(), expected);
     }
 }

@@ -160,6 +160,30 @@ impl<'a> Draw<'a> {
         }
     }
 
+    /// A name of up to `max` labels, some of them those of a cluster.
+    pub(super) fn labels(&mut self, max: u8) -> String {
+        let count = 1 + usize::from(self.byte() % max);
+        let labels: Vec<_> = (0..count)
+            .map(|_| self.of(&["a", "b", "A", "svc", "d"]))
+            .collect();
+        labels.join(".")
+    }
+
+    /// A Service with a name that pods ask for, often within the cluster domain `d`.
+    pub(super) fn named_service(&mut self) -> Service {
+        let front = if self.flag() { "*." } else { "" };
+        let back = self.of(&["", ".a.svc.d", ".svc.d", ".d", "."]);
+        let hostname = format!("{front}{}{back}", self.labels(3)).into();
+        let mut service = Service {
+            hostname,
+            ..self.service()
+        };
+        if self.flag() {
+            service.vips = Box::default();
+        }
+        service
+    }
+
     fn address(&mut self) -> NetworkAddress {
         NetworkAddress {
             network: self.of(&NETWORKS).into(),
