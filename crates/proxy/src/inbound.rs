@@ -107,7 +107,7 @@ async fn admit(peer: &Peer, head: Result<hbone::Head, hbone::BadRequest>) -> Res
         identity: Some(&peer.identity),
         authority: &authority(&head.authority),
         forwarded_host: head.forwarded_host.as_deref(),
-        socks: false,
+        socks: shared.config.socks,
         localhost_app_tunnel: shared.config.localhost_app_tunnel,
         keep_source: peer.pod.options.keep_source,
     };

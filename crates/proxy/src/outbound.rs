@@ -68,7 +68,7 @@ async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
         source: Arc::clone(&source),
         client: flow.peer,
         target: flow.orig_dst,
-        socks: false,
+        socks: shared.config.socks,
     };
     let plan = {
         let sources = Sources::new(shared, &flow.pod.lookups_out);

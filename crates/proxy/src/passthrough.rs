@@ -67,7 +67,7 @@ async fn admit(flow: &Accepted) -> Result<(Arc<Workload>, Admitted), Failure> {
         local: &local,
         target: flow.orig_dst,
         client: flow.peer,
-        socks: false,
+        socks: shared.config.socks,
         keep_source: flow.pod.options.keep_source,
     };
     let admitted = mesh::admit_plain(&shared.state(), &asked).map_err(Failure::Rejected)?;
