@@ -3,20 +3,109 @@
 //! The files are replaced by rename, so that a reader never sees half of one.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 /// The label that puts a namespace or a pod into the mesh.
 pub const MODE_LABEL: &str = "istio.io/dataplane-mode";
+/// The cluster of workloads that name no other.
+pub const CLUSTER: &str = "demo";
 /// The trust domain of all identities.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 
-/// A pod as the model knows it.
-#[derive(Debug, Clone)]
+/// The port on which waypoints and gateways take tunnels.
+pub const HBONE_PORT: u16 = 15008;
+
+/// A reference to a waypoint or to a network's gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// who it is
+    pub destination: Destination,
+    /// its `hboneMtlsPort`: [`HBONE_PORT`], where it is a pod; a service port, where it is a service
+    pub port: u16,
+}
+
+/// What a reference names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// network (empty = the default one) and address, of a pod or a service
+    Address(String, IpAddr),
+    /// namespace and host name, of a service or of a workload that has one
+    Hostname(String, String),
+}
+
+impl Gateway {
+    /// By address on the default network, port [`HBONE_PORT`].
+    pub fn at(ip: impl Into<IpAddr>) -> Self {
+        Self::on("", ip)
+    }
+
+    /// By address on a network, port [`HBONE_PORT`].
+    pub fn on(network: &str, ip: impl Into<IpAddr>) -> Self {
+        Self {
+            destination: Destination::Address(network.to_owned(), ip.into()),
+            port: HBONE_PORT,
+        }
+    }
+
+    /// By host name, port [`HBONE_PORT`].
+    pub fn named(namespace: &str, hostname: &str) -> Self {
+        Self {
+            destination: Destination::Hostname(namespace.to_owned(), hostname.to_owned()),
+            port: HBONE_PORT,
+        }
+    }
+
+    /// As a daemon's dump shows it.
+    fn shown(&self) -> Value {
+        json!({"destination": self.destination.to_string(), "hboneMtlsPort": self.port})
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{{destination: {}, hboneMtlsPort: {}}}",
+            quoted(&self.destination.to_string()),
+            self.port
+        )
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(network, ip) => write!(f, "{network}/{ip}"),
+            Self::Hostname(namespace, hostname) => write!(f, "{namespace}/{hostname}"),
+        }
+    }
+}
+
+/// How an application takes the connections that come through a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppTunnel {
+    /// with a PROXY header first
+    pub proxy: bool,
+    /// on this port, whatever was asked for
+    pub port: Option<u16>,
+}
+
+/// How endpoints of a service are preferred.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadBalancer {
+    /// of `Region`, `Zone`, `Subzone`, `Node`, `Cluster`, `Network`, best first
+    pub preferences: Vec<String>,
+    /// `Standard`, `Strict`, `Failover`, `Passthrough`
+    pub mode: String,
+    /// `OnlyHealthy`, `AllowAll`
+    pub health: String,
+}
+
+/// A pod as the model knows it, or a workload that is none of the world's pods.
+#[derive(Debug, Clone, Default)]
 pub struct PodRecord {
     /// pod UID
     pub uid: String,
@@ -44,9 +133,58 @@ pub struct PodRecord {
     pub annotations: BTreeMap<String, String>,
     /// policies of scope `WorkloadSelector` that select it, as `namespace/name`
     pub policies: Vec<String>,
+    /// takes tunnels by itself (a waypoint or a gateway), whether it is in the mesh or not
+    pub native_tunnel: bool,
+    /// its network; empty = the default one
+    pub network: String,
+    /// cluster, also in its uid; empty = [`CLUSTER`]
+    pub cluster: String,
+    /// host name that stands for its address
+    pub hostname: String,
+    /// the waypoint before it
+    pub waypoint: Option<Gateway>,
+    /// the gateway of its network
+    pub network_gateway: Option<Gateway>,
+    /// how its application takes connections
+    pub app_tunnel: Option<AppTunnel>,
+    /// region, zone, subzone
+    pub locality: Option<[String; 3]>,
+    /// cannot be used
+    pub unhealthy: bool,
+    /// share of the connections to its services; none = 1
+    pub capacity: Option<u32>,
 }
 
 impl PodRecord {
+    /// A workload that is none of the world's pods: `uid` is written from cluster, namespace and name.
+    /// It takes tunnels; change that by `native_tunnel`.
+    pub fn stranger(namespace: &str, name: &str, ips: &[IpAddr]) -> Self {
+        let mut record = Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            ips: ips.to_vec(),
+            phase: "Running".to_owned(),
+            native_tunnel: true,
+            ..Self::default()
+        };
+        record.service_account = record.workload_name().to_owned();
+        record
+    }
+
+    /// Its uid in the mesh.
+    pub fn mesh_uid(&self) -> String {
+        format!("{}//Pod/{}/{}", self.cluster(), self.namespace, self.name)
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> &str {
+        if self.cluster.is_empty() {
+            CLUSTER
+        } else {
+            &self.cluster
+        }
+    }
+
     /// Its SPIFFE id.
     pub fn identity(&self) -> String {
         format!(
@@ -65,7 +203,7 @@ impl PodRecord {
 }
 
 /// A service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Service {
     /// name
     pub name: String,
@@ -75,13 +213,36 @@ pub struct Service {
     pub vips: Vec<IpAddr>,
     /// port and target port
     pub ports: Vec<(u16, u16)>,
-    /// names of the pods behind it
+    /// names of the pods, or other workloads, behind it
     pub pods: Vec<String>,
+    /// network of `vips`; empty = the default one
+    pub network: String,
+    /// virtual addresses on other networks
+    pub remote_vips: Vec<(String, IpAddr)>,
+    /// host name; empty = `<name>.<namespace>.svc.cluster.local`
+    pub host: String,
+    /// the waypoint before it
+    pub waypoint: Option<Gateway>,
+    /// waypoints with their weights, instead of the one
+    pub weighted_waypoints: Vec<(Gateway, u32)>,
+    /// identities that its endpoints may have besides their own
+    pub subject_alt_names: Vec<String>,
+    /// how endpoints are chosen
+    pub load_balancer: Option<LoadBalancer>,
+    /// `Dual`, `IPv4`, `IPv6`
+    pub ip_families: Option<String>,
+    /// for its own namespace only
+    pub private: bool,
+    /// another one is the canonical service of this host name
+    pub not_canonical: bool,
 }
 
 impl Service {
-    /// `<name>.<namespace>.svc.cluster.local`
+    /// Its host name.
     pub fn hostname(&self) -> String {
+        if !self.host.is_empty() {
+            return self.host.clone();
+        }
         format!("{}.{}.svc.{TRUST_DOMAIN}", self.name, self.namespace)
     }
 }
@@ -122,6 +283,8 @@ pub struct Model {
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// pods on all nodes
     pub pods: Vec<PodRecord>,
+    /// workloads that are none of the world's pods
+    pub others: Vec<PodRecord>,
     /// services
     pub services: Vec<Service>,
     /// policies
@@ -132,6 +295,50 @@ impl Model {
     /// The pod of that name.
     pub fn pod_mut(&mut self, name: &str) -> Option<&mut PodRecord> {
         self.pods.iter_mut().find(|pod| pod.name == name)
+    }
+
+    /// The service of that name.
+    pub fn service_mut(&mut self, name: &str) -> Option<&mut Service> {
+        self.services
+            .iter_mut()
+            .find(|service| service.name == name)
+    }
+
+    /// Whether the workload is announced as one that takes tunnels.
+    pub fn takes_tunnels(&self, pod: &PodRecord) -> bool {
+        pod.native_tunnel || self.enrolled(pod)
+    }
+
+    /// Whether a daemon's dump shows the waypoints of the model, and no others, before what it knows of.
+    pub fn waypoints_shown(&self, dump: &Value) -> bool {
+        let rows = |key: &str| dump[key].as_array().cloned().unwrap_or_default();
+        let one = |gateway: &Option<Gateway>| gateway.as_ref().map(Gateway::shown);
+        let workloads = self.pods.iter().chain(&self.others);
+        let workloads_fit = workloads.clone().all(|pod| {
+            let uid = pod.mesh_uid();
+            let mut shown = rows("workloads").into_iter();
+            shown
+                .find(|row| row["uid"] == uid.as_str())
+                .is_none_or(|row| row["waypoint"] == one(&pod.waypoint).unwrap_or_default())
+        });
+        let services = rows("services");
+        workloads_fit
+            && self.services.iter().all(|service| {
+                let host = service.hostname();
+                let row = services.iter().find(|row| {
+                    row["hostname"] == host.as_str() && row["namespace"] == service.namespace
+                });
+                let weighted: Vec<_> = (service.weighted_waypoints.iter())
+                    .map(|(gateway, weight)| {
+                        json!({"destination": gateway.shown(), "weight": weight})
+                    })
+                    .collect();
+                row.is_none_or(|row| {
+                    let shown = row["weightedWaypoints"].as_array().cloned();
+                    row["waypoint"] == one(&service.waypoint).unwrap_or_default()
+                        && shown.unwrap_or_default() == weighted
+                })
+            })
     }
 
     /// Sets or removes the mesh label of a namespace.
@@ -195,72 +402,29 @@ impl Model {
         out
     }
 
-    /// Text of the mesh state file: the pods in `hbone` (names) are reachable through HBONE, the others by plain TCP.
+    /// Text of the mesh state file: the pods in `hbone` (names) and those with tunnels of their own are reached through
+    /// HBONE, the others by plain TCP.
     pub fn state(&self, hbone: &[String]) -> String {
-        let mut out = String::from(if self.pods.is_empty() {
-            "workloads: []\n"
-        } else {
-            "workloads:\n"
-        });
-        for pod in &self.pods {
+        let mut out = String::new();
+        let workloads: Vec<_> = self.pods.iter().chain(&self.others).collect();
+        heading(&mut out, "workloads", workloads.is_empty());
+        for pod in workloads {
             self.workload(&mut out, pod, hbone.contains(&pod.name));
         }
-        out.push_str(if self.services.is_empty() {
-            "services: []\n"
-        } else {
-            "services:\n"
-        });
+        heading(&mut out, "services", self.services.is_empty());
         for service in &self.services {
-            let vips: Vec<_> = service
-                .vips
-                .iter()
-                .map(|vip| quoted(&format!("/{vip}")))
-                .collect();
-            let _ = writeln!(
-                out,
-                "- name: {}\n  namespace: {}",
-                service.name, service.namespace
-            );
-            let _ = writeln!(
-                out,
-                "  hostname: {}\n  vips: [{}]",
-                service.hostname(),
-                vips.join(", ")
-            );
-            let _ = writeln!(out, "  ports: {}\n  canonical: true", ports(&service.ports));
+            service_entry(&mut out, service);
         }
-        out.push_str(if self.policies.is_empty() {
-            "policies: []\n"
-        } else {
-            "policies:\n"
-        });
+        heading(&mut out, "policies", self.policies.is_empty());
         for policy in &self.policies {
-            let _ = writeln!(
-                out,
-                "- name: {}\n  namespace: {}",
-                policy.name, policy.namespace
-            );
-            let _ = writeln!(
-                out,
-                "  scope: {}\n  action: {}\n  dryRun: false",
-                policy.scope, policy.action
-            );
-            let rules = match policy.matches.as_slice() {
-                [] => String::from("[]"),
-                matches => format!("[[[{}]]]", matches.join(", ")),
-            };
-            let _ = writeln!(out, "  rules: {rules}");
+            policy_entry(&mut out, policy);
         }
         out
     }
 
     fn workload(&self, out: &mut String, pod: &PodRecord, hbone: bool) {
         let ips: Vec<_> = pod.ips.iter().map(|ip| quoted(&ip.to_string())).collect();
-        let _ = writeln!(
-            out,
-            "- uid: {}",
-            quoted(&format!("demo//Pod/{}/{}", pod.namespace, pod.name))
-        );
+        let _ = writeln!(out, "- uid: {}", quoted(&pod.mesh_uid()));
         let _ = writeln!(out, "  name: {}\n  namespace: {}", pod.name, pod.namespace);
         let _ = writeln!(
             out,
@@ -268,11 +432,12 @@ impl Model {
             pod.service_account
         );
         let _ = writeln!(out, "  workloadIps: [{}]", ips.join(", "));
+        let tunnels = hbone || pod.native_tunnel;
         let _ = writeln!(
             out,
             "  protocol: {}\n  node: {}",
-            if hbone { "HBONE" } else { "TCP" },
-            pod.node
+            if tunnels { "HBONE" } else { "TCP" },
+            quoted(&pod.node)
         );
         let _ = writeln!(
             out,
@@ -286,11 +451,13 @@ impl Model {
         );
         let _ = writeln!(
             out,
-            "  clusterId: demo\n  networkMode: {}",
+            "  clusterId: {}\n  networkMode: {}",
+            pod.cluster(),
             network_mode(pod)
         );
         let policies: Vec<_> = pod.policies.iter().map(|name| quoted(name)).collect();
         let _ = writeln!(out, "  authorizationPolicies: [{}]", policies.join(", "));
+        extras(out, pod);
         let mine: Vec<_> = self
             .services
             .iter()
@@ -304,13 +471,141 @@ impl Model {
         for service in mine {
             let _ = writeln!(
                 out,
-                "    {}/{}: {}",
-                service.namespace,
-                service.hostname(),
+                "    {}: {}",
+                quoted(&format!("{}/{}", service.namespace, service.hostname())),
                 ports(&service.ports)
             );
         }
     }
+}
+
+fn heading(out: &mut String, key: &str, empty: bool) {
+    let _ = writeln!(out, "{key}:{}", if empty { " []" } else { "" });
+}
+
+/// What only some workloads have.
+fn extras(out: &mut String, pod: &PodRecord) {
+    let mut field = |key: &str, value: &str| {
+        let _ = writeln!(out, "  {key}: {value}");
+    };
+    if !pod.network.is_empty() {
+        field("network", &quoted(&pod.network));
+    }
+    if !pod.hostname.is_empty() {
+        field("hostname", &quoted(&pod.hostname));
+    }
+    if pod.native_tunnel {
+        field("nativeTunnel", "true");
+    }
+    if let Some(waypoint) = &pod.waypoint {
+        field("waypoint", &waypoint.text());
+    }
+    if let Some(gateway) = &pod.network_gateway {
+        field("networkGateway", &gateway.text());
+    }
+    if let Some(tunnel) = &pod.app_tunnel {
+        let protocol = if tunnel.proxy { "PROXY" } else { "NONE" };
+        let port = tunnel
+            .port
+            .map_or(String::new(), |port| format!(", port: {port}"));
+        field(
+            "applicationTunnel",
+            &format!("{{protocol: {protocol}{port}}}"),
+        );
+    }
+    if let Some(place) = &pod.locality {
+        let [region, zone, subzone] = place.each_ref().map(|text| quoted(text));
+        let text = format!("{{region: {region}, zone: {zone}, subzone: {subzone}}}");
+        field("locality", &text);
+    }
+    if pod.unhealthy {
+        field("status", "Unhealthy");
+    }
+    if let Some(capacity) = pod.capacity {
+        field("capacity", &capacity.to_string());
+    }
+}
+
+fn service_entry(out: &mut String, service: &Service) {
+    let local = service.vips.iter().map(|vip| (&service.network, vip));
+    let remote = service
+        .remote_vips
+        .iter()
+        .map(|(network, vip)| (network, vip));
+    let vips = local.chain(remote);
+    let vips: Vec<_> = vips
+        .map(|(network, vip)| quoted(&format!("{network}/{vip}")))
+        .collect();
+    let _ = writeln!(
+        out,
+        "- name: {}\n  namespace: {}",
+        service.name, service.namespace
+    );
+    let _ = writeln!(
+        out,
+        "  hostname: {}\n  vips: [{}]",
+        quoted(&service.hostname()),
+        vips.join(", ")
+    );
+    let _ = writeln!(
+        out,
+        "  ports: {}\n  canonical: {}",
+        ports(&service.ports),
+        !service.not_canonical
+    );
+    if let Some(waypoint) = &service.waypoint {
+        let _ = writeln!(out, "  waypoint: {}", waypoint.text());
+    }
+    if !service.weighted_waypoints.is_empty() {
+        let each = service.weighted_waypoints.iter();
+        let each: Vec<_> = each
+            .map(|(gateway, weight)| {
+                format!("{{destination: {}, weight: {weight}}}", gateway.text())
+            })
+            .collect();
+        let _ = writeln!(out, "  weightedWaypoints: [{}]", each.join(", "));
+    }
+    if !service.subject_alt_names.is_empty() {
+        let names: Vec<_> = service
+            .subject_alt_names
+            .iter()
+            .map(|name| quoted(name))
+            .collect();
+        let _ = writeln!(out, "  subjectAltNames: [{}]", names.join(", "));
+    }
+    if let Some(balancer) = &service.load_balancer {
+        let _ = writeln!(
+            out,
+            "  loadBalancer: {{routingPreferences: [{}], mode: {}, healthPolicy: {}}}",
+            balancer.preferences.join(", "),
+            balancer.mode,
+            balancer.health
+        );
+    }
+    if let Some(families) = &service.ip_families {
+        let _ = writeln!(out, "  ipFamilies: {families}");
+    }
+    if service.private {
+        out.push_str("  visibility: Namespace\n");
+    }
+}
+
+fn policy_entry(out: &mut String, policy: &Policy) {
+    let _ = writeln!(
+        out,
+        "- name: {}\n  namespace: {}",
+        policy.name, policy.namespace
+    );
+    let _ = writeln!(
+        out,
+        "  scope: {}\n  action: {}\n  dryRun: false",
+        policy.scope, policy.action
+    );
+    let rules = match policy.matches.as_slice() {
+        [] => String::from("[]"),
+        matches => format!("[[[{}]]]", matches.join(", ")),
+    };
+    let _ = writeln!(out, "  rules: {rules}");
 }
 
 /// Replaces a file by rename.

@@ -15,6 +15,9 @@ pub const NETNS_DIR: &str = "/run/netns";
 /// Environment variable that names the daemon's binary to use, instead of the one beside this process.
 pub const DAEMON_VAR: &str = "ZTUNNEL_BIN";
 
+/// Environment variable that names the Envoy to use, instead of the one that `cargo xtask setup` fetches.
+pub const ENVOY_VAR: &str = "ENVOY_BIN";
+
 /// The tools a world is made with, and the Debian package of each.
 const TOOLS: [(&str, &str); 4] = [
     ("ip", "iproute2"),
@@ -76,6 +79,24 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .ok_or_else(|| anyhow!("{name} is not built: cargo build -p ztunnel -p integration"))
+}
+
+/// The real Envoy: [`ENVOY_VAR`], or what `cargo xtask setup` keeps below `target`.
+///
+/// Errors: neither is there.
+pub fn envoy() -> Result<PathBuf> {
+    if let Some(path) = env::var_os(ENVOY_VAR) {
+        return Ok(PathBuf::from(path));
+    }
+    let me = env::current_exe().context("find the running binary")?;
+    let beside = me.ancestors().map(|dir| dir.join("envoy/venv/bin/envoy"));
+    let at_top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/envoy/venv/bin/envoy");
+    beside
+        .chain([at_top])
+        .find(|path| path.is_file())
+        .ok_or_else(|| {
+            anyhow!("Envoy is missing: `cargo xtask setup` fetches it, or {ENVOY_VAR} names one")
+        })
 }
 
 /// Builds the daemon and this package's binaries once per process, so that a test never runs yesterday's daemon;

@@ -319,6 +319,20 @@ impl App {
             .with_context(|| format!("terminate {}", self.what))
     }
 
+    /// Kills it and waits for its end.
+    ///
+    /// Errors: its output does not end within `limit`.
+    pub fn kill(&mut self, limit: Duration) -> Result<()> {
+        // an error means that it is gone already, which is what is wanted
+        let _ = self.child.kill();
+        self.finish(limit).map(drop)
+    }
+
+    /// Whether its output has ended.
+    pub fn ended(&self) -> bool {
+        self.lock().ended
+    }
+
     fn lock(&self) -> MutexGuard<'_, Printed> {
         self.printed
             .0

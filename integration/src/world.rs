@@ -35,6 +35,7 @@ use serde_json::Value;
 
 use self::kubernetes::{Driver, Kubernetes};
 use crate::daemon::Daemon;
+use crate::envoy::Ca;
 use crate::istiod::Istiod;
 use crate::model::{self, Model, PodRecord, Service};
 use crate::pod::Pod;
@@ -145,6 +146,7 @@ impl Layout {
                 ],
                 ports: vec![(80, 8080), (9000, 9000)],
                 pods: vec!["server-0".to_owned()],
+                ..Service::default()
             }],
         }
     }
@@ -429,6 +431,14 @@ impl World {
         self.istiod.as_ref().expect("a world under a control plane")
     }
 
+    /// Who signs for the daemons of this world.
+    pub fn ca(&self) -> Ca<'_> {
+        match &self.istiod {
+            Some(istiod) => Ca::Istiod(istiod),
+            None => Ca::Directory(&self.nodes[0].ca),
+        }
+    }
+
     /// The control plane, to stop or start it.
     ///
     /// Panics: the world has none.
@@ -557,12 +567,15 @@ impl World {
     pub fn settled_state(&self, daemons: &[&Daemon]) -> Result<()> {
         let (pods, policies) = {
             let model = self.model();
-            let protocol = |pod: &PodRecord| if model.enrolled(pod) { "HBONE" } else { "TCP" };
-            let pods: Vec<_> = model
-                .pods
-                .iter()
-                .map(|pod| (pod.name.clone(), protocol(pod)))
-                .collect();
+            let protocol = |pod: &PodRecord| {
+                if model.takes_tunnels(pod) {
+                    "HBONE"
+                } else {
+                    "TCP"
+                }
+            };
+            let all = model.pods.iter().chain(&model.others);
+            let pods: Vec<_> = all.map(|pod| (pod.name.clone(), protocol(pod))).collect();
             let mut policies: Vec<_> = model
                 .policies
                 .iter()
@@ -589,7 +602,8 @@ impl World {
                         .map(|p| format!("{}/{}", text(&p["namespace"]), text(&p["name"])))
                         .collect();
                     found.sort();
-                    known && workloads.len() == pods.len() && found == policies
+                    let all = known && workloads.len() == pods.len() && found == policies;
+                    all && self.model().waypoints_shown(dump)
                 },
             )?;
         }
@@ -786,7 +800,7 @@ fn record(pod: &Pod, node: &Node) -> PodRecord {
         phase: "Running".to_owned(),
         labels: pod.labels.clone(),
         annotations: pod.annotations.clone(),
-        policies: Vec::new(),
+        ..PodRecord::default()
     }
 }
 

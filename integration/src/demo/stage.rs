@@ -71,6 +71,7 @@ impl Stage {
             vips: vec![VIP],
             ports: vec![(80, HTTP)],
             pods: vec!["cart-0".to_owned()],
+            ..Service::default()
         };
         let pods = [
             (SHOP, "web-0", 0),

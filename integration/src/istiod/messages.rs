@@ -8,14 +8,14 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use ipnet::IpNet;
+use proto::wellknown::UInt32Value;
 use proto::{security, workload};
 use serde::Deserialize;
 
 use super::store::{self, Entries, Kind};
-use crate::model::{Model, PodRecord, Policy, Service};
-
-/// Cluster that all pods belong to, also in their uids.
-pub const CLUSTER: &str = "demo";
+use crate::model::{
+    AppTunnel, Destination, Gateway, LoadBalancer, Model, PodRecord, Policy, Service,
+};
 
 /// All resources of a model.
 ///
@@ -24,12 +24,13 @@ pub const CLUSTER: &str = "demo";
 /// Errors: a match of a policy that cannot be read.
 pub fn resources(model: &Model, hbone: &[String]) -> Result<BTreeMap<Kind, Entries>> {
     let mut addresses = Entries::new();
-    for pod in &model.pods {
-        let message = workload(model, pod, hbone.contains(&pod.name));
+    for pod in model.pods.iter().chain(&model.others) {
+        let tunnels = pod.native_tunnel || hbone.contains(&pod.name);
+        let message = workload(model, pod, tunnels);
         addresses.insert(message.uid.clone(), store::of_workload(message));
     }
     for each in &model.services {
-        let message = service(each);
+        let message = service(each)?;
         addresses.insert(service_name(&message), store::of_service(message));
     }
     let mut policies = Entries::new();
@@ -81,34 +82,152 @@ pub fn workload(model: &Model, pod: &PodRecord, hbone: bool) -> workload::Worklo
         workload_type: workload::WorkloadType::Deployment.into(),
         workload_name: pod.workload_name().to_owned(),
         authorization_policies: pod.policies.clone(),
-        cluster_id: CLUSTER.to_owned(),
+        cluster_id: pod.cluster().to_owned(),
         services: services.collect(),
         network_mode: mode.into(),
+        ..rare(pod)
+    }
+}
+
+/// What only some workloads have.
+fn rare(pod: &PodRecord) -> workload::Workload {
+    let locality = |[region, zone, subzone]: &[String; 3]| workload::Locality {
+        region: region.clone(),
+        zone: zone.clone(),
+        subzone: subzone.clone(),
+    };
+    let status = if pod.unhealthy {
+        workload::WorkloadStatus::Unhealthy
+    } else {
+        workload::WorkloadStatus::Healthy
+    };
+    workload::Workload {
+        network: pod.network.clone(),
+        hostname: pod.hostname.clone(),
+        native_tunnel: pod.native_tunnel,
+        waypoint: pod.waypoint.as_ref().map(gateway),
+        network_gateway: pod.network_gateway.as_ref().map(gateway),
+        application_tunnel: pod.app_tunnel.map(app_tunnel),
+        locality: pod.locality.as_ref().map(locality),
+        status: status.into(),
+        capacity: pod.capacity.map(|value| UInt32Value { value }),
         ..Default::default()
     }
 }
 
+fn gateway(gateway: &Gateway) -> workload::GatewayAddress {
+    use workload::gateway_address::Destination as To;
+    let destination = match &gateway.destination {
+        Destination::Address(network, ip) => To::Address(address(network, *ip)),
+        Destination::Hostname(namespace, hostname) => To::Hostname(workload::NamespacedHostname {
+            namespace: namespace.clone(),
+            hostname: hostname.clone(),
+        }),
+    };
+    workload::GatewayAddress {
+        destination: Some(destination),
+        hbone_mtls_port: gateway.port.into(),
+    }
+}
+
+fn address(network: &str, ip: IpAddr) -> workload::NetworkAddress {
+    workload::NetworkAddress {
+        network: network.to_owned(),
+        address: octets(ip),
+        length: None,
+    }
+}
+
+fn app_tunnel(tunnel: AppTunnel) -> workload::ApplicationTunnel {
+    use workload::application_tunnel::Protocol;
+    let protocol = if tunnel.proxy {
+        Protocol::Proxy
+    } else {
+        Protocol::None
+    };
+    workload::ApplicationTunnel {
+        protocol: protocol.into(),
+        port: tunnel.port.unwrap_or_default().into(),
+    }
+}
+
+fn load_balancing(balancer: &LoadBalancer) -> Result<workload::LoadBalancing> {
+    use workload::load_balancing::{HealthPolicy, Mode, Scope};
+    let scopes = balancer.preferences.iter().map(|scope| {
+        let scope = Scope::from_str_name(&scope.to_uppercase())
+            .with_context(|| format!("scope {scope:?}"))?;
+        Ok(scope.into())
+    });
+    let mode = match balancer.mode.as_str() {
+        "Standard" => Mode::UnspecifiedMode,
+        "Strict" => Mode::Strict,
+        "Failover" => Mode::Failover,
+        "Passthrough" => Mode::Passthrough,
+        other => bail!("mode {other:?}"),
+    };
+    let health = match balancer.health.as_str() {
+        "OnlyHealthy" => HealthPolicy::OnlyHealthy,
+        "AllowAll" => HealthPolicy::AllowAll,
+        other => bail!("health policy {other:?}"),
+    };
+    Ok(workload::LoadBalancing {
+        routing_preference: scopes.collect::<Result<_>>()?,
+        mode: mode.into(),
+        health_policy: health.into(),
+    })
+}
+
+fn families(families: Option<&str>) -> Result<workload::IpFamilies> {
+    Ok(match families {
+        None => workload::IpFamilies::Automatic,
+        Some("IPv4") => workload::IpFamilies::Ipv4Only,
+        Some("IPv6") => workload::IpFamilies::Ipv6Only,
+        Some("Dual") => workload::IpFamilies::Dual,
+        Some(other) => bail!("IP families {other:?}"),
+    })
+}
+
 /// The uid of a pod.
 pub fn uid(pod: &PodRecord) -> String {
-    format!("{CLUSTER}//Pod/{}/{}", pod.namespace, pod.name)
+    pod.mesh_uid()
 }
 
 /// A service.
-pub fn service(service: &Service) -> workload::Service {
-    let addresses = service.vips.iter().map(|&vip| workload::NetworkAddress {
-        network: String::new(),
-        address: octets(vip),
-        length: None,
+///
+/// Errors: a load balancer or families that cannot be read.
+pub fn service(service: &Service) -> Result<workload::Service> {
+    let local = service
+        .vips
+        .iter()
+        .map(|&vip| address(&service.network, vip));
+    let remote = service.remote_vips.iter();
+    let addresses = local.chain(remote.map(|(network, vip)| address(network, *vip)));
+    let weighted = service.weighted_waypoints.iter();
+    let weighted = weighted.map(|(to, weight)| workload::WeightedWaypoint {
+        destination: Some(gateway(to)),
+        weight: *weight,
     });
-    workload::Service {
+    let visibility = if service.private {
+        workload::service::Visibility::Namespace
+    } else {
+        workload::service::Visibility::Public
+    };
+    let balancer = service.load_balancer.as_ref();
+    Ok(workload::Service {
         name: service.name.clone(),
         namespace: service.namespace.clone(),
         hostname: service.hostname(),
         addresses: addresses.collect(),
         ports: ports(&service.ports),
-        canonical: true,
+        canonical: !service.not_canonical,
+        subject_alt_names: service.subject_alt_names.clone(),
+        waypoint: service.waypoint.as_ref().map(gateway),
+        weighted_waypoints: weighted.collect(),
+        load_balancing: balancer.map(load_balancing).transpose()?,
+        ip_families: families(service.ip_families.as_deref())?.into(),
+        visibility: visibility.into(),
         ..Default::default()
-    }
+    })
 }
 
 /// The name of a service as a resource.

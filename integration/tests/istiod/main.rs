@@ -177,7 +177,7 @@ fn model() -> Model {
         namespace: "shop".to_owned(),
         vips: vec![Ipv4Addr::new(10, 96, 0, 10).into()],
         ports: vec![(80, 8080)],
-        pods: Vec::new(),
+        ..Service::default()
     });
     model.policies.push(Policy::new("Deny", "shop", "no", &[]));
     model
@@ -190,14 +190,8 @@ fn pod(name: &str, node: &str) -> PodRecord {
         namespace: "shop".to_owned(),
         service_account: name.to_owned(),
         node: node.to_owned(),
-        ips: Vec::new(),
-        netns: Default::default(),
-        cgroup: Default::default(),
-        host_network: false,
         phase: "Running".to_owned(),
-        labels: Default::default(),
-        annotations: Default::default(),
-        policies: Vec::new(),
+        ..PodRecord::default()
     }
 }
 
