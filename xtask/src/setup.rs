@@ -75,6 +75,8 @@ fn missing(scope: Scope) -> Vec<Need> {
     program("bpftool", &["bpftool"], Scope::All);
     program("tcpdump", &["tcpdump"], Scope::All);
     program("curl", &["curl", "ca-certificates"], Scope::All);
+    program("dig", &["bind9-dnsutils"], Scope::All);
+    program("musl-gcc", &["musl-tools"], Scope::All);
     program("ps", &["procps"], Scope::All);
     program("mount", &["mount"], Scope::All);
     needs.extend(missing_venv());
