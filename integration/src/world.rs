@@ -19,6 +19,7 @@
 
 mod control;
 pub mod kubernetes;
+pub mod networks;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

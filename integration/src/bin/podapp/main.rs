@@ -10,6 +10,7 @@ mod h2;
 mod hold;
 mod load;
 mod many;
+mod proxied;
 mod serve;
 
 use std::io::Write;
@@ -39,6 +40,12 @@ enum Command {
     },
     /// TCP echo server: sends back what it gets, and passes on the end of the input.
     Echo {
+        /// Address to listen on.
+        #[arg(long, default_value = "[::]:9000")]
+        listen: SocketAddr,
+    },
+    /// TCP echo server that demands a PROXY header, and tells the client first what it says.
+    Proxied {
         /// Address to listen on.
         #[arg(long, default_value = "[::]:9000")]
         listen: SocketAddr,
@@ -77,6 +84,7 @@ fn main() -> Result<()> {
     match Args::parse().command {
         Command::Http { listen, name } => serve::http(listen, &name),
         Command::Echo { listen } => serve::echo(listen),
+        Command::Proxied { listen } => proxied::serve(listen),
         Command::UdpEcho { listen } => serve::udp_echo(listen),
         Command::Udp(udp) => say(&udp.run()),
         Command::Dns(server) => server.run(),

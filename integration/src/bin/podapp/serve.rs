@@ -34,7 +34,8 @@ pub fn listen(addr: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn each(
+/// Serves each connection in a thread of its own.
+pub fn each(
     addr: SocketAddr,
     job: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static,
 ) -> Result<()> {
