@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -16,6 +16,9 @@ use tokio::sync::watch;
 use crate::keepalive::Keepalive;
 use crate::settings::RESETS_KEPT;
 use crate::{Connect, ConnectError, ConnectionError, HandshakeError, SendHalf, Settings, Tunnel};
+
+/// Stands for the peer's limit of streams as long as it has not told it: no SETTINGS can carry it.
+const LIMIT_UNKNOWN: usize = usize::MAX - 1;
 
 /// Starts HTTP/2 on `io` as its client. Does not wait for the peer: its SETTINGS are obeyed when they come.
 ///
@@ -46,6 +49,7 @@ where
         keepalive,
         line,
         signal: None,
+        over: false,
     };
     Ok((sender, driver))
 }
@@ -58,7 +62,7 @@ fn builder(settings: &Settings) -> Builder {
         .initial_connection_window_size(settings.connection_window_sent())
         .max_frame_size(settings.frame_size_sent())
         .max_header_list_size(settings.client_header_list)
-        .initial_max_send_streams(settings.client_streams)
+        .initial_max_send_streams(LIMIT_UNKNOWN)
         .max_send_buffer_size(settings.client_send_buffer)
         .max_concurrent_reset_streams(RESETS_KEPT)
         .data_frame_budget(settings.data_frame_budget());
@@ -78,6 +82,8 @@ pub struct Sender {
 pub(crate) struct Line {
     /// Tunnels open or being opened.
     open: AtomicUsize,
+    /// This side gave the connection up: its end is none that the peer meant.
+    lost: AtomicBool,
     /// Whether the connection was cut; there only if it can be.
     cut: OnceLock<watch::Sender<bool>>,
 }
@@ -99,9 +105,16 @@ impl Sender {
         matches!(self.h2.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
     }
 
-    /// A place for one more tunnel, if the connection is usable and has room.
+    /// False as long as the peer has not told how many tunnels it takes.
+    pub fn is_settled(&self) -> bool {
+        self.h2.current_max_send_streams() != LIMIT_UNKNOWN
+    }
+
+    /// A place for one more tunnel, if the connection is usable and is known to have room. For the first one
+    /// [`Sender::claim`] need not wait for that.
     pub fn reserve(&self) -> Option<Slot> {
-        (self.open() < self.limit() && self.is_usable()).then(|| self.claim())
+        let has_room = self.is_settled() && self.open() < self.limit();
+        (has_room && self.is_usable()).then(|| self.claim())
     }
 
     /// A place for one more tunnel whatever the limit; beyond the peer's, opening waits until it allows.
@@ -165,6 +178,13 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Line>);
 
+impl Permit {
+    /// Whether this side gave the connection up.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+}
+
 /// Ready once the connection of `permit` is cut.
 pub(crate) fn once_cut(permit: Option<&Permit>) -> impl Future<Output = ()> + use<> {
     let cut = permit.and_then(|permit| permit.0.cut.get().map(watch::Sender::subscribe));
@@ -195,6 +215,27 @@ pub struct Driver<IO> {
     line: Arc<Line>,
     /// Ends the connection when it is ready.
     signal: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// The connection ended, and not because it was given up here.
+    over: bool,
+}
+
+impl<IO> Drop for Driver<IO> {
+    fn drop(&mut self) {
+        // Before the connection goes: its tunnels then see what looks like the peer's orderly end.
+        if !self.over {
+            self.line.lost.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<IO> Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    /// As [`Sender::is_settled`].
+    pub fn is_settled(&self) -> bool {
+        self.conn.max_concurrent_send_streams() != LIMIT_UNKNOWN
+    }
 }
 
 impl<IO> Driver<IO> {
@@ -230,6 +271,7 @@ where
             return Poll::Ready(Err(ConnectionError::Cut));
         }
         if let Poll::Ready(end) = Pin::new(&mut self.conn).poll(cx) {
+            self.over = true;
             return Poll::Ready(end.map_err(ConnectionError::H2));
         }
         self.keepalive

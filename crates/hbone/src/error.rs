@@ -43,28 +43,44 @@ pub enum ConnectError {
     /// The request cannot be written as HTTP/2; the name of the part that is wrong.
     #[error("h2 failed: {0} cannot be sent as a header")]
     Unsendable(&'static str),
-    /// The connection or the stream failed before an answer came.
+    /// The connection broke before an answer came: the peer closed it, reset it, or sent a TLS alert.
+    #[error("io error: {0}")]
+    Io(#[source] h2::Error),
+    /// HTTP/2 failed before an answer came: the stream was reset, or the connection was closed by GOAWAY.
     #[error("h2 failed: {0}")]
-    H2(#[from] h2::Error),
+    H2(#[source] h2::Error),
+}
+
+impl From<h2::Error> for ConnectError {
+    fn from(error: h2::Error) -> Self {
+        if error.is_io() {
+            ConnectError::Io(error)
+        } else {
+            ConnectError::H2(error)
+        }
+    }
 }
 
 impl ConnectError {
-    /// Whether the connection went away under an unanswered CONNECT: it may be tried again on another one.
+    /// Whether the connection went away under an unanswered CONNECT: it may be tried again on another one. Not where
+    /// the peer sent what makes no sense, such as a TLS alert: it would do so again.
     ///
     /// Source: RFC 9113, sections 6.8 and 8.7.
     pub fn peer_left(&self) -> bool {
         match self {
+            ConnectError::Io(error) => error
+                .get_io()
+                .is_some_and(|io| io.kind() != std::io::ErrorKind::InvalidData),
             ConnectError::H2(error) => {
-                error.is_go_away()
-                    || error.is_io()
-                    || error.reason() == Some(Reason::REFUSED_STREAM)
+                error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM)
             }
             ConnectError::Status(_) | ConnectError::Unsendable(_) => false,
         }
     }
 }
 
-/// Why bytes no longer move in one direction of a tunnel.
+/// Why bytes no longer move in one direction of a tunnel. A connection that the peer closes under its tunnels, in TLS's way
+/// or without a word, is [`TunnelError::Gone`]; one that breaks is not.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// The peer no longer reads, without calling it an error: a broken pipe, which a copier ignores.
@@ -84,6 +100,12 @@ impl TunnelError {
         matches!(self, TunnelError::Gone)
     }
 
+    /// True for a reset with INTERNAL_ERROR: how Envoy lets go of a tunnel that its pool no longer needs, whether or not
+    /// anything was lost. What it means depends on who is told: see the copier.
+    pub fn is_let_go(&self) -> bool {
+        matches!(self, TunnelError::Reset(Reason::INTERNAL_ERROR))
+    }
+
     /// What a received RST_STREAM with `reason` means to the sending side.
     pub(crate) fn from_reason(reason: Reason) -> Self {
         match reason {
@@ -96,9 +118,28 @@ impl TunnelError {
     pub(crate) fn from_h2(error: h2::Error) -> Self {
         match error.reason() {
             Some(reason) if error.is_reset() => TunnelError::from_reason(reason),
+            _ if is_end(&error) => TunnelError::Gone,
             _ => TunnelError::H2(error),
         }
     }
+
+    /// The same on a connection that this side may have given up, whose end is then an error.
+    ///
+    /// - `lost`: it has
+    pub(crate) fn from_h2_on(error: h2::Error, lost: bool) -> Self {
+        if lost && is_end(&error) {
+            return TunnelError::H2(error);
+        }
+        TunnelError::from_h2(error)
+    }
+}
+
+/// Whether the peer closed the connection: with close_notify (h2 tells of a broken pipe), or without.
+fn is_end(error: &h2::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, UnexpectedEof};
+    error
+        .get_io()
+        .is_some_and(|io| matches!(io.kind(), BrokenPipe | UnexpectedEof))
 }
 
 impl From<TunnelError> for std::io::Error {

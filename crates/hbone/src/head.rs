@@ -71,7 +71,7 @@ pub struct Head {
     pub forwarded_host: Option<String>,
     /// The connection's id, when the client sent a well-formed one.
     pub traceparent: Option<Traceparent>,
-    /// The network the client says it is behind.
+    /// The network the client says it is behind; empty for the default one. Cut where no network has so long a name.
     pub forwarded_network: Option<String>,
 }
 
@@ -102,11 +102,16 @@ impl Head {
             baggage: Baggage::parse(headers.get_all(BAGGAGE)),
             forwarded_host: headers.get(FORWARDED).and_then(forwarded::host_of),
             traceparent: text(headers, &TRACEPARENT).and_then(|text| text.parse().ok()),
-            forwarded_network: text(headers, &FORWARDED_NETWORK)
-                .filter(|network| (1..=VALUE_BYTES_MAX).contains(&network.len()))
-                .map(str::to_owned),
+            forwarded_network: headers.get(FORWARDED_NETWORK).map(network),
         })
     }
+}
+
+/// What is no name stays something that equals no name: it still says that the client is elsewhere.
+fn network(value: &HeaderValue) -> String {
+    let bytes = value.as_bytes();
+    let most = bytes.len().min(VALUE_BYTES_MAX + 1);
+    String::from_utf8_lossy(&bytes[..most]).into_owned()
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -253,16 +258,29 @@ mod tests {
         );
         headers.insert(FORWARDED, HeaderValue::from_static("for=x"));
         headers.insert(TRACEPARENT, HeaderValue::from_bytes(&[0xe9; 55]).unwrap());
-        headers.insert(FORWARDED_NETWORK, HeaderValue::from_static(""));
         let head = read(request).unwrap();
         assert!(head.baggage.is_empty());
-        assert_eq!(
-            (
-                head.forwarded_host,
-                head.traceparent,
-                head.forwarded_network
-            ),
-            (None, None, None)
-        );
+        assert_eq!((head.forwarded_host, head.traceparent), (None, None));
+    }
+
+    #[test]
+    fn a_client_behind_a_gateway_is_told_whatever_its_network_is_called() {
+        let long = "n".repeat(VALUE_BYTES_MAX + 100);
+        for (sent, network) in [
+            (None, None),
+            (Some(&b"east"[..]), Some("east")),
+            // the default network
+            (Some(b""), Some("")),
+            (Some(b"\xff"), Some("\u{fffd}")),
+            (Some(long.as_bytes()), Some(&long[..=VALUE_BYTES_MAX])),
+        ] {
+            let mut request = connect().request().unwrap();
+            if let Some(sent) = sent {
+                let value = HeaderValue::from_bytes(sent).unwrap();
+                request.headers_mut().insert(FORWARDED_NETWORK, value);
+            }
+            let head = read(request).unwrap();
+            assert_eq!(head.forwarded_network.as_deref(), network, "{sent:?}");
+        }
     }
 }

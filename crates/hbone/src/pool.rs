@@ -6,14 +6,16 @@ mod book;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::{ConnectionError, Driver, Sender, Settings, Slot};
@@ -22,6 +24,9 @@ use book::{Book, Checkout, Line};
 /// Longest wait for dials of others to the same key. Dials that fail are tried again one after the other, so without
 /// a bound the last of many would wait for all.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest wait for a new peer to tell how many tunnels it takes, before the next connection to it is dialled.
+const TOLD_MAX: Duration = Duration::from_secs(5);
 
 /// A pool of client connections, keyed by whatever makes two of them exchangeable. Belongs to one thread; clones
 /// share it. Dropping the last clone closes all its connections.
@@ -138,26 +143,37 @@ where
             .book
             .borrow_mut()
             .add(key.clone(), sender, Instant::now());
-        self.drive(key.clone(), driver);
+        self.drive(key.clone(), driver, turn);
         self.start_sweeper();
-        drop(turn);
         Ok(slot)
     }
 
     /// Runs a connection until it ends, then forgets it.
-    fn drive<IO>(&self, key: K, driver: Driver<IO>)
+    ///
+    /// - `turn`: of the dial, kept until the peer has told how many tunnels it takes: those who wait then share as many
+    ///   places as there are, and the caller of the dial need not wait for that
+    fn drive<IO>(&self, key: K, mut driver: Driver<IO>, turn: Turn<K>)
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let pool = Rc::downgrade(&self.0);
+        let mut untold = Some((turn, Box::pin(sleep(TOLD_MAX))));
         let driven = async move {
-            match driver.await {
+            let end = poll_fn(|cx| {
+                let end = Pin::new(&mut driver).poll(cx);
+                untold
+                    .take_if(|(_, late)| driver.is_settled() || late.as_mut().poll(cx).is_ready());
+                end
+            });
+            match end.await {
                 Ok(()) => debug!(peer = ?key, "connection closed"),
                 Err(error @ ConnectionError::PingTimeout(_)) => {
                     warn!(peer = ?key, %error, "connection dropped, its tunnels fail");
                 }
                 Err(error) => debug!(peer = ?key, %error, "connection failed"),
             }
+            // what the tunnels hear depends on how the driver ended, and the next dial on both
+            drop((driver, untold));
             if let Some(pool) = pool.upgrade() {
                 pool.book.borrow_mut().prune(&key);
             }
@@ -218,22 +234,27 @@ impl Line for Sender {
 }
 
 /// The right to dial a key, held while dialling. However it ends, the next waiter gets its chance.
-struct Turn<'a, K: Clone + Eq + Hash> {
-    pool: &'a Inner<K>,
-    key: &'a K,
+struct Turn<K: Clone + Eq + Hash> {
+    pool: Weak<Inner<K>>,
+    key: K,
 }
 
-impl<'a, K: Clone + Eq + Hash> Turn<'a, K> {
-    fn take(pool: &'a Inner<K>, key: &'a K) -> Self {
+impl<K: Clone + Eq + Hash> Turn<K> {
+    fn take(pool: &Rc<Inner<K>>, key: &K) -> Self {
         pool.dials.borrow_mut().insert(key.clone(), Rc::default());
+        let (pool, key) = (Rc::downgrade(pool), key.clone());
         Turn { pool, key }
     }
 }
 
-impl<K: Clone + Eq + Hash> Drop for Turn<'_, K> {
+impl<K: Clone + Eq + Hash> Drop for Turn<K> {
     fn drop(&mut self) {
-        self.pool.book.borrow_mut().dialled(self.key);
-        if let Some(waiters) = self.pool.dials.borrow_mut().remove(self.key) {
+        // a pool that is gone has nobody waiting
+        let Some(pool) = self.pool.upgrade() else {
+            return;
+        };
+        pool.book.borrow_mut().dialled(&self.key);
+        if let Some(waiters) = pool.dials.borrow_mut().remove(&self.key) {
             waiters.notify_waiters();
         }
     }

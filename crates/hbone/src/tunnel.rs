@@ -63,6 +63,14 @@ impl Tunnel {
     }
 }
 
+/// Sorts an error of h2, with what is known of the connection.
+fn sort(error: h2::Error, permit: &Option<Arc<Permit>>) -> TunnelError {
+    TunnelError::from_h2_on(
+        error,
+        permit.as_ref().is_some_and(|permit| permit.is_lost()),
+    )
+}
+
 /// The direction towards the peer. Dropped unfinished, it resets the stream with CANCEL.
 #[derive(Debug)]
 pub struct SendHalf {
@@ -71,7 +79,7 @@ pub struct SendHalf {
     ready: usize,
     /// END_STREAM or RST_STREAM is on its way: nothing more may be sent.
     done: bool,
-    _permit: Option<Arc<Permit>>,
+    permit: Option<Arc<Permit>>,
 }
 
 impl SendHalf {
@@ -80,7 +88,7 @@ impl SendHalf {
             h2,
             ready: 0,
             done: false,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -108,7 +116,7 @@ impl SendHalf {
             }
             match ready!(self.h2.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(TunnelError::from_h2(error))),
+                Some(Err(error)) => return Poll::Ready(Err(sort(error, &self.permit))),
                 None => return Poll::Ready(Err(self.why_closed(cx))),
             }
         }
@@ -163,7 +171,7 @@ impl SendHalf {
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
         match ready!(self.h2.poll_reset(cx)) {
             Ok(reason) => Poll::Ready(TunnelError::from_reason(reason)),
-            Err(error) => Poll::Ready(TunnelError::from_h2(error)),
+            Err(error) => Poll::Ready(sort(error, &self.permit)),
         }
     }
 
@@ -179,7 +187,7 @@ impl SendHalf {
     fn why_refused(&mut self, error: h2::Error) -> TunnelError {
         match self.poll_closed(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(why) => why,
-            Poll::Pending => TunnelError::from_h2(error),
+            Poll::Pending => sort(error, &self.permit),
         }
     }
 }
@@ -202,7 +210,8 @@ pub struct RecvHalf {
 }
 
 impl RecvHalf {
-    /// The next bytes, never empty, or `None` at the end: END_STREAM, or a reset that is no error.
+    /// The next bytes, never empty, or `None` at the end: END_STREAM, a reset that is no error, or the peer's close of the
+    /// whole connection.
     ///
     /// Errors: [`TunnelError::Reset`], [`TunnelError::H2`]; afterwards `None`.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, TunnelError>>> {
@@ -216,7 +225,7 @@ impl RecvHalf {
                 }
                 Some(Err(error)) => {
                     self.ended = true;
-                    let error = TunnelError::from_h2(error);
+                    let error = sort(error, &self.permit);
                     return Poll::Ready((!error.is_gone()).then_some(Err(error)));
                 }
                 None => self.ended = true,

@@ -231,13 +231,17 @@ fn other_protocols_are_told_apart() {
             end.to_string().starts_with("http2 handshake failed: "),
             "{end}"
         );
-        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &[0xff; 64], b""] {
+        for (answer, text) in [
+            (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "h2 failed: "),
+            (&[0xff; 64], "h2 failed: "),
+            (b"", "io error: "),
+        ] {
             let (near, mut far) = tokio::io::duplex(PIPE);
             let (sender, driving) = client(near).await;
             far.write_all(answer).await.unwrap();
             far.shutdown().await.unwrap();
             let end = sender.connect(&connect()).await.unwrap_err();
-            assert!(end.to_string().starts_with("h2 failed: "), "{end}");
+            assert!(end.to_string().starts_with(text), "{end}");
             let _ = driving.await.unwrap();
             assert!(!sender.is_usable());
         }

@@ -108,20 +108,6 @@ fn resets_are_ends_or_errors_by_their_code() {
 }
 
 #[test]
-fn a_lost_connection_is_an_error_on_both_halves() {
-    run(async {
-        let (mut raw, sender, driving) = Raw::server().await;
-        let asking = spawn_local(async move { sender.connect(&connect()).await.unwrap() });
-        raw.accept().await;
-        let (mut send, mut recv) = asking.await.unwrap().split();
-        drop(raw);
-        let _ = driving.await.unwrap();
-        assert!(matches!(recv.data().await, Some(Err(TunnelError::H2(_)))));
-        assert!(matches!(send.ready(1).await, Err(TunnelError::H2(_))));
-    });
-}
-
-#[test]
 fn goaway_spares_the_streams_it_names() {
     run(async {
         let (mut raw, sender, _driving) = Raw::server().await;
