@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs of `redirect-ebpf`, one object each.
-const OBJECTS: [&str; 4] = ["redirect", "guard", "track", "lookup"];
+const OBJECTS: [&str; 5] = ["redirect", "guard", "track", "lookup", "own"];
 /// How much newer than rustc's LLVM an `llc` is looked for.
 const LLC_NEWER_MAX: u32 = 6;
 /// Where distributions put a rustc that is not rustup's.

@@ -1,6 +1,9 @@
 //! What is known of cgroups below the capture cgroup, and the walk that finds what holds for a process or socket.
 //!
-//! A pod is known by its cgroup before its network namespace is enrolled. Leaves what follows from it to [`crate::verdict`] and [`crate::guard`].
+//! A pod is known by its cgroup before its network namespace is enrolled; one that is a whole namespace has no cgroup of its own and
+//! is known by the namespace. Leaves what follows from it to [`crate::verdict`] and [`crate::guard`].
+
+use crate::Pod;
 
 /// What holds for the processes and sockets of a cgroup and of those below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,6 +158,15 @@ pub fn standing(lineage: &impl Lineage) -> Standing {
         return Standing::Held;
     }
     Standing::Free
+}
+
+/// What holds for a packet for which no cgroup says anything, by the namespace with `cookie` that it is in and that namespace's entry.
+#[inline(always)]
+pub fn by_namespace(cookie: u64, pod: Option<Pod>) -> Standing {
+    match pod {
+        Some(pod) if pod.has(Pod::WHOLE) && pod.has(Pod::CAPTURE) => Standing::Enrolled(cookie),
+        _ => Standing::Free,
+    }
 }
 
 /// The level of the capture cgroup, if it is among the ancestors.

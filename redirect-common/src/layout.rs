@@ -26,6 +26,10 @@ impl Pod {
     pub const EXCLUDED_RANGES: u32 = 8;
     /// The pod has entries among the excluded ports.
     pub const EXCLUDED_PORTS: u32 = 16;
+    /// Every process in the namespace is the pod, whatever its cgroup.
+    pub const WHOLE: u32 = 32;
+    /// The pod has entries among the open ports.
+    pub const OPEN_PORTS: u32 = 64;
 
     /// Whether `flag` is set.
     #[inline(always)]
@@ -84,6 +88,30 @@ pub struct ExcludedPort {
 }
 
 impl ExcludedPort {
+    /// The key for a pod and a port.
+    #[inline(always)]
+    pub const fn new(cookie: u64, port: u16) -> Self {
+        Self {
+            cookie,
+            port: port as u32,
+            padding: 0,
+        }
+    }
+}
+
+/// A port of the pod's own at which whoever listens is reached directly, by anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct OpenPort {
+    /// The pod's namespace.
+    pub cookie: u64,
+    /// The port, host byte order.
+    pub port: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+impl OpenPort {
     /// The key for a pod and a port.
     #[inline(always)]
     pub const fn new(cookie: u64, port: u16) -> Self {
@@ -284,6 +312,7 @@ const _: () = {
     assert!(size_of::<Local>() == 24);
     assert!(size_of::<ExcludedRange>() == 24 && align_of::<ExcludedRange>() == 4);
     assert!(size_of::<ExcludedPort>() == 16);
+    assert!(size_of::<OpenPort>() == 16);
     assert!(size_of::<SocketKey>() == 16);
     assert!(size_of::<Former>() == 8);
     assert!(size_of::<ProbeKey>() == 36 && align_of::<ProbeKey>() == 4);
@@ -311,6 +340,7 @@ mod pod {
         super::Local,
         super::ExcludedRange,
         super::ExcludedPort,
+        super::OpenPort,
         super::ProbeKey,
         super::Saved,
         crate::CgroupEntry,

@@ -15,15 +15,16 @@ mod tests;
 
 pub use address::Address;
 pub use cgroup::{
-    CgroupEntry, CgroupState, DEPTH_MAX, LEVEL_MAX, Lineage, Settings, Standing, standing,
+    CgroupEntry, CgroupState, DEPTH_MAX, LEVEL_MAX, Lineage, Settings, Standing, by_namespace,
+    standing,
 };
 pub use guard::{
     Departure, Egress, Ingress, Receiver, Request, Sender, Settled, egress, ingress, is_fresh,
     settle,
 };
 pub use layout::{
-    Counter, ExcludedPort, ExcludedRange, Former, Kind, Local, NETNS_PATH_MAX, Pod, ProbeKey,
-    Saved, SocketKey, UID_MAX,
+    Counter, ExcludedPort, ExcludedRange, Former, Kind, Local, NETNS_PATH_MAX, OpenPort, Pod,
+    ProbeKey, Saved, SocketKey, UID_MAX,
 };
 pub use verdict::{
     Arrival, Attempt, Caller, Connect, Door, Lookup, Mismatch, SocketOption, Via, Wait, connect,
@@ -49,7 +50,7 @@ pub const DNS_PORT: u16 = 53;
 /// Index of the loopback interface, the same in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK_IFINDEX: u32 = 1;
 /// Version of everything in this crate that lies in pinned maps; part of the pin path, so that versions never mix.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Pods of a node that maps have room for.
 pub const PODS_MAX: u32 = 4096;
@@ -59,6 +60,8 @@ pub const LOCALS_MAX: u32 = PODS_MAX * 8;
 pub const EXCLUDED_RANGES_MAX: u32 = PODS_MAX * 16;
 /// Excluded ports of all pods together.
 pub const EXCLUDED_PORTS_MAX: u32 = PODS_MAX * 16;
+/// Open ports of all pods together.
+pub const OPEN_PORTS_MAX: u32 = PODS_MAX * 4;
 /// Exempt source ranges of the node.
 pub const EXEMPT_MAX: u32 = 1024;
 /// Daemon processes that may be alive at once while one replaces another.
@@ -80,6 +83,8 @@ pub mod name {
     pub const EXCLUDED_RANGES: &str = "EXCLUDED_RANGES";
     /// Hash: [`crate::ExcludedPort`] → 1.
     pub const EXCLUDED_PORTS: &str = "EXCLUDED_PORTS";
+    /// Hash: [`crate::OpenPort`] → 1.
+    pub const OPEN_PORTS: &str = "OPEN_PORTS";
     /// Longest prefix: [`crate::Address`] → 1.
     pub const EXEMPT: &str = "EXEMPT";
     /// Socket hash: [`crate::SocketKey`] → socket.
@@ -102,4 +107,6 @@ pub mod name {
     pub const PROBES: &str = "PROBES";
     /// Read-only datum of the `sk_lookup` program: its namespace's cookie.
     pub const COOKIE: &str = "COOKIE";
+    /// Read-only datum of the guards: whether they ask for the namespace of a packet that no cgroup answers for.
+    pub const BY_NAMESPACE: &str = "BY_NAMESPACE";
 }

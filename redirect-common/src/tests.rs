@@ -23,6 +23,7 @@ struct World {
     locals: Vec<Address>,
     exempt: Vec<Address>,
     probes: Vec<u16>,
+    open: Vec<u16>,
 }
 
 /// The namespace that is asked from.
@@ -59,6 +60,9 @@ impl Door for World {
     fn is_exempt(&self, source: &Address) -> bool {
         self.exempt.contains(source)
     }
+    fn is_open(&self, port: u16) -> bool {
+        self.open.contains(&port)
+    }
     fn is_probe(&self, arrival: &Arrival) -> bool {
         self.probes.contains(&arrival.source_port)
     }
@@ -74,6 +78,7 @@ fn world(flags: u32) -> World {
         locals: [address("10.0.0.2"), address("fd00::2")].into(),
         exempt: [address("10.0.0.1")].into(),
         probes: [40_000].into(),
+        open: [15020].into(),
     }
 }
 
@@ -465,5 +470,29 @@ fn uncaptured_namespaces_are_judged_by_cgroup() {
             port: 80,
         };
         assert_eq!(connect(&attempt, &captured), Connect::Capture);
+    }
+}
+
+#[test]
+fn open_ports_lead_to_who_listens() {
+    let ask = |flags, port, source: &str, via| {
+        let arrival = Arrival {
+            tcp: true,
+            via,
+            source: address(source),
+            source_port: 9,
+            destination: address("10.0.0.2"),
+            port,
+        };
+        lookup(&arrival, &world(flags))
+    };
+    let (open, shut) = (Pod::CAPTURE | Pod::OPEN_PORTS, Pod::CAPTURE);
+    for (flags, port, want) in [
+        (open, 15020, Lookup::Pass),
+        (open, 80, Lookup::Assign(Kind::Plaintext)),
+        (open, HBONE_PORT, Lookup::Assign(Kind::Hbone)),
+        (shut, 15020, Lookup::Assign(Kind::Plaintext)),
+    ] {
+        assert_eq!(ask(flags, port, "10.7.7.7", Via::Elsewhere), want, "{port}");
     }
 }

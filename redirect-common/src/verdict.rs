@@ -130,6 +130,8 @@ pub trait Door {
     fn is_local(&self, address: &Address) -> bool;
     /// Whether the source may reach applications directly.
     fn is_exempt(&self, source: &Address) -> bool;
+    /// Whether whoever listens at this port of the pod is reached directly.
+    fn is_open(&self, port: u16) -> bool;
     /// Whether it is a connection of kubelet.
     fn is_probe(&self, arrival: &Arrival) -> bool;
 }
@@ -180,6 +182,9 @@ pub fn lookup(arrival: &Arrival, door: &impl Door) -> Lookup {
             }
             if arrival.port == HBONE_PORT {
                 return Lookup::Assign(Kind::Hbone);
+            }
+            if pod.has(Pod::OPEN_PORTS) && door.is_open(arrival.port) {
+                return Lookup::Pass;
             }
             if pod.has(Pod::BYPASS_INBOUND) || door.is_exempt(&arrival.source) {
                 return Lookup::Pass;

@@ -1,10 +1,10 @@
 //! What is known of who comes to a pod: asked by `sk_lookup`, and by the guard of what came past it.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use redirect_common::{Address, Arrival, Door, Local, Pod, ProbeKey, is_fresh};
+use redirect_common::{Address, Arrival, Door, Local, OpenPort, Pod, ProbeKey, is_fresh};
 
 use crate::lineage::now;
-use crate::{EXEMPT, LOCALS, PROBES, pod};
+use crate::{EXEMPT, LOCALS, OPEN_PORTS, PROBES, pod};
 
 const ADDRESS_BITS: u32 = 128;
 
@@ -35,6 +35,12 @@ impl Door for Home {
     #[inline(always)]
     fn is_exempt(&self, source: &Address) -> bool {
         EXEMPT.get(&Key::new(ADDRESS_BITS, *source)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_open(&self, port: u16) -> bool {
+        // SAFETY: only presence is asked for.
+        unsafe { OPEN_PORTS.get(OpenPort::new(self.cookie, port)) }.is_some()
     }
 
     #[inline(always)]

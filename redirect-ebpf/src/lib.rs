@@ -17,7 +17,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirect_common::{
     Address, CGROUPS_MAX, CgroupEntry, Counter, DAEMONS_MAX, EXCLUDED_PORTS_MAX,
     EXCLUDED_RANGES_MAX, EXEMPT_MAX, ExcludedPort, ExcludedRange, Former, LOCALS_MAX, Local,
-    PODS_MAX, PROBES_MAX, Pod, ProbeKey, Settings, SocketKey,
+    OPEN_PORTS_MAX, OpenPort, PODS_MAX, PROBES_MAX, Pod, ProbeKey, Settings, SocketKey,
 };
 
 /// `BPF_F_NO_PREALLOC`.
@@ -43,6 +43,9 @@ pub static EXCLUDED_RANGES: LpmTrie<ExcludedRange, u32> =
 #[map]
 pub static EXCLUDED_PORTS: HashMap<ExcludedPort, u32> =
     HashMap::pinned(EXCLUDED_PORTS_MAX, NO_PREALLOC);
+/// Ports of pods at which whoever listens is reached directly.
+#[map]
+pub static OPEN_PORTS: HashMap<OpenPort, u32> = HashMap::pinned(OPEN_PORTS_MAX, NO_PREALLOC);
 /// Sources that may reach applications directly.
 #[map]
 pub static EXEMPT: LpmTrie<Address, u32> = LpmTrie::pinned(EXEMPT_MAX, NO_PREALLOC);

@@ -12,7 +12,7 @@ use identity::{Certs, Crl, EmbeddedCa, Issuer, Tls};
 use serde_json::{Value, json};
 use telemetry::metrics::{Family, RegisterError, Registry};
 
-use crate::config::{Ca, Config};
+use crate::config::{Ca, Config, Mode};
 
 /// Subscribes to the control plane if there is one; the worker runs as a task of the control thread.
 ///
@@ -40,12 +40,18 @@ pub fn certificates(config: &Config, crl: Option<&Crl>) -> anyhow::Result<Certs>
             Arc::new(EmbeddedCa::open(directory, config.secret_ttl).context("EMBEDDED_CA_DIR")?)
         }
         Ca::Istio(server) => {
-            Arc::new(IstioCa::new((**server).clone(), config.secret_ttl).context("CA_ADDRESS")?)
+            let ca = IstioCa::new((**server).clone(), config.secret_ttl).context("CA_ADDRESS")?;
+            Arc::new(match config.mode {
+                Mode::Shared => ca,
+                Mode::Dedicated(_) => ca.as_workload(),
+            })
         }
     };
     let settings = identity::Config {
         tls: Tls::new(config.tls12, config.post_quantum_only),
         crl: crl.cloned(),
+        // a machine's authority knows it by its token, and may name it as it likes
+        strict: config.mode.member().is_none(),
         ..Default::default()
     };
     Ok(Certs::spawn(issuer, settings))

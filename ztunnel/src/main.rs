@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod control_plane;
 mod crl_file;
+mod dedicated;
 mod dump;
 mod endpoint;
 mod finder;

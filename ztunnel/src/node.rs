@@ -27,7 +27,7 @@ use telemetry::metrics::{CaptureMetrics, PodMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config;
+use crate::config::{self, Mode};
 use crate::endpoint::ready::Ready;
 use crate::hold;
 use crate::mesh_file::Fault;
@@ -102,6 +102,8 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     /// where readiness is told
     pub ready: Ready,
+    /// the readiness task that is done once all pods are served
+    pub served: &'static str,
     /// pod counts
     pub metrics: PodMetrics,
     /// what keeps the kernel's state as it should be
@@ -187,7 +189,10 @@ impl Node {
                     }
                 }
                 event = next(&mut events) => match event {
-                    Some(event) => self.take(event).await,
+                    Some(event) => {
+                        self.take(event).await;
+                        self.must_serve()?;
+                    }
                     None => bail!("the source of pods has ended by itself"),
                 },
                 order = next(&mut orders) => match order {
@@ -216,6 +221,17 @@ impl Node {
         drop((events, orders, cgroups));
         self.drain().await;
         Ok(())
+    }
+
+    /// A machine of its own that cannot be served is nobody's to try again: the one who started the daemon is to know.
+    ///
+    /// Errors: why it is not served.
+    fn must_serve(&self) -> anyhow::Result<()> {
+        if self.parts.config.mode == Mode::Shared {
+            return Ok(());
+        }
+        let error = self.members.values().find_map(|m| m.error.as_deref());
+        error.map_or(Ok(()), |error| bail!("PROXY_MODE=dedicated: {error}"))
     }
 
     async fn take(&mut self, event: PodEvent) {
@@ -261,7 +277,7 @@ impl Node {
         });
         let mut now: HashSet<SpiffeId> = known.map(|workload| workload.identity()).collect();
         // without a node name every workload of the mesh would count as ours
-        if self.parts.config.node_name.is_some() {
+        if self.parts.config.node_name.is_some() && self.parts.config.mode == Mode::Shared {
             let tunnelled = index
                 .local_workloads()
                 .filter(|w| w.profile.protocol == Protocol::Hbone || w.profile.native_tunnel);

@@ -24,9 +24,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, LocalSet};
 
 use crate::check;
-use crate::config::{self, Config, DnsAddress, Enroll, Local, LogFormat, Redirect, World};
+use crate::config::{self, Config, DnsAddress, Enroll, Local, LogFormat, Mode, Redirect, World};
 use crate::control_plane;
 use crate::crl_file;
+use crate::dedicated;
 use crate::dump::Dumper;
 use crate::endpoint::admin::Admin;
 use crate::endpoint::ready::Ready;
@@ -87,11 +88,16 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let config = Arc::new(config);
-    let ready = Ready::new([STATE_TASK, PROXY_TASK, READY_TASK]);
+    let ready = Ready::new(match config.mode {
+        Mode::Shared => vec![STATE_TASK, PROXY_TASK, READY_TASK],
+        Mode::Dedicated(_) => vec![STATE_TASK, PROXY_TASK],
+    });
     let (quit, stop) = watch::channel(false);
     // before anything that takes time: as the first process of a container it would not even be killed by them
     let signals = Signals::new().context("signal handlers")?;
     tokio::task::spawn_local(signals.follow(quit.clone()));
+    // before any socket is made: what a predecessor left captures this process too
+    let _exempt = dedicated::exempt(&config)?;
 
     let (publisher, local) = mesh_state(&config).await?;
     let fault = Fault::default();
@@ -172,7 +178,14 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         Redirection::External(_) => None,
     };
     let holds = meters::holds(&shared.registry)?;
-    ready.done(PROXY_TASK);
+    let served = match config.mode {
+        Mode::Shared => {
+            ready.done(PROXY_TASK);
+            READY_TASK
+        }
+        // done once its only member is served
+        Mode::Dedicated(_) => PROXY_TASK,
+    };
 
     let (keeper, cgroups) = keeper(&config, &redirection, cgroup.as_deref(), holds);
     let (source, reporter, source_task) = source(&config, cgroup, &log).await?;
@@ -186,6 +199,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         shards,
         shared,
         ready,
+        served,
         metrics,
         repair,
         states,
@@ -330,16 +344,14 @@ async fn source(
 
 /// Capture, and the cgroup of all pods.
 fn start_capture(config: &Config) -> anyhow::Result<(Capture, PathBuf)> {
-    let cgroup = match &config.capture.cgroup {
-        Some(cgroup) => cgroup.clone(),
-        None => own_cgroup::default_cgroup().context("CAPTURE_CGROUP is not set")?,
-    };
+    let cgroup = dedicated::capture_cgroup(config).context("CAPTURE_CGROUP is not set")?;
     let daemon_cgroup_id = own_cgroup::settle(&cgroup)
         .context("the daemon needs a cgroup of its own, so that it can be told from pods")?;
     let settings = capture::Config {
         cgroup: cgroup.clone(),
         pins: config.capture.pins.clone(),
         daemon_cgroup_id,
+        dedicated: config.mode.member().is_some(),
         exempt_sources: config.capture.exempt_sources.clone(),
         host_proc: config.capture.host_proc.clone(),
         kubelet_cgroup: config.capture.kubelet_cgroup.clone(),
@@ -370,7 +382,12 @@ async fn mesh_state(config: &Config) -> anyhow::Result<(Publisher, Vec<MeshResou
         Some(Local::Inline(text)) => mesh::local::parse(text).context("LOCAL_XDS")?,
         None => Vec::new(),
     };
-    let node = config.node_name.clone().unwrap_or_default();
+    // a machine of its own may be of no node, as the control plane sees it
+    let node = config
+        .node_name
+        .clone()
+        .filter(|_| config.mode == Mode::Shared);
+    let node = node.unwrap_or_default();
     let publisher = Publisher::new(Index::for_node(node));
     publisher.apply_local(&resources).await;
     Ok((publisher, resources))

@@ -47,6 +47,8 @@ pub struct Config {
     pub exempt_sources: Vec<IpNet>,
     /// The host's procfs: shows all processes of the node, and takes writes to sysctls. `/proc` outside of a container.
     pub host_proc: PathBuf,
+    /// The daemon's own network namespace is the only pod, and its processes are told by the namespace alone: a machine of its own.
+    pub dedicated: bool,
     /// Cgroup v2 directory of kubelet, whose connections reach applications directly; none = found by the process's name.
     pub kubelet_cgroup: Option<PathBuf>,
 }
@@ -162,32 +164,39 @@ impl Capture {
 
     fn admit(&self, pod: &PodWanted) -> io::Result<()> {
         let refuse = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        if pod.netns.id() == self.own_netns {
-            return refuse("its network namespace is the daemon's own".into());
+        match self.pods.get(&pod.netns.cookie()) {
+            Some(entry) if entry.pod.uid != pod.uid => {
+                let other = &entry.pod.uid;
+                let text = format!("its network namespace is already captured for pod {other}");
+                return refuse(text);
+            }
+            _ => {}
         }
+        let is_own = pod.netns.id() == self.own_netns;
+        let cgroup = match (&pod.cgroup, self.config.dedicated) {
+            (None, true) if is_own => return Ok(()),
+            (_, true) => return refuse("it is not the daemon's own network namespace".into()),
+            (None, false) => return refuse("its cgroup is not known".into()),
+            (Some(_), false) if is_own => {
+                return refuse("its network namespace is the daemon's own".into());
+            }
+            (Some(cgroup), false) => cgroup,
+        };
         let unreadable = |cause: io::Error| {
-            let text = format!("its cgroup {}: {cause}", pod.cgroup.display());
+            let text = format!("its cgroup {}: {cause}", cgroup.display());
             io::Error::new(cause.kind(), text)
         };
-        if !is_below(&pod.cgroup, &self.config.cgroup).map_err(unreadable)? {
-            let (cgroup, capture) = (pod.cgroup.display(), self.config.cgroup.display());
+        if !is_below(cgroup, &self.config.cgroup).map_err(unreadable)? {
+            let (cgroup, capture) = (cgroup.display(), self.config.cgroup.display());
             return refuse(format!(
                 "its cgroup {cgroup} is not below the capture cgroup {capture}"
             ));
         }
-        if sys::cgroup::id(&pod.cgroup)? == self.config.daemon_cgroup_id {
-            return refuse(format!(
-                "its cgroup {} is the daemon's own",
-                pod.cgroup.display()
-            ));
+        if sys::cgroup::id(cgroup)? == self.config.daemon_cgroup_id {
+            let cgroup = cgroup.display();
+            return refuse(format!("its cgroup {cgroup} is the daemon's own"));
         }
-        match self.pods.get(&pod.netns.cookie()) {
-            Some(entry) if entry.pod.uid != pod.uid => refuse(format!(
-                "its network namespace is already captured for pod {}",
-                entry.pod.uid
-            )),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn bring_up(
@@ -268,7 +277,7 @@ impl Capture {
         self.maps
             .set_pod(cookie, wanted.flags)
             .map_err(at(Step::Switch))?;
-        self.write_enrolled(&entry.pod.cgroup, cookie)
+        self.write_enrolled(entry.pod.cgroup.as_deref(), cookie)
             .map_err(at(Step::Cgroup))?;
         entry.applied = Some(wanted);
         Ok(())
@@ -295,6 +304,7 @@ impl Capture {
         self.maps.set_locals(cookie, &wanted.locals)?;
         self.maps.set_ranges(cookie, &wanted.ranges)?;
         self.maps.set_ports(cookie, &wanted.ports)?;
+        self.maps.set_open_ports(cookie, &wanted.open_ports)?;
         for kind in Kind::ALL
             .into_iter()
             .filter(|kind| !wanted.sockets.contains_key(kind))

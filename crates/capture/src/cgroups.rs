@@ -144,8 +144,11 @@ impl Capture {
         gone.into_iter().for_each(|id| self.forget_cgroup(id));
     }
 
-    /// Says that the pod's cgroup is enrolled, if it is one of its own.
-    pub(crate) fn write_enrolled(&mut self, path: &Path, cookie: u64) -> io::Result<()> {
+    /// Says that the pod's cgroup is enrolled, if it has one of its own.
+    pub(crate) fn write_enrolled(&mut self, path: Option<&Path>, cookie: u64) -> io::Result<()> {
+        let Some(path) = path else {
+            return Ok(());
+        };
         let id = sys::cgroup::id(path)?;
         if id == self.capture_cgroup_id()? {
             return Ok(());
@@ -166,8 +169,13 @@ impl Capture {
             level: level(&self.config.cgroup),
             padding: 0,
         })?;
-        let walk = walk(&self.config.cgroup, DEPTH_MAX);
         let known: Vec<u64> = self.maps.cgroups.keys().flatten().collect();
+        if self.config.dedicated {
+            // nobody is known by a cgroup here, whatever a node's daemon said
+            known.into_iter().for_each(|id| self.forget_cgroup(id));
+            return Ok(());
+        }
+        let walk = walk(&self.config.cgroup, DEPTH_MAX);
         for id in known {
             match walk.found.get(&id) {
                 Some(path) => drop(self.cgroups.insert(id, path.clone())),

@@ -167,6 +167,13 @@ pub fn diff(wanted: &State, actual: &State) -> Vec<Difference> {
         &wanted.ports,
         &actual.ports,
     );
+    sets(
+        &mut found,
+        DriftKind::Map,
+        "open port",
+        &wanted.open_ports,
+        &actual.open_ports,
+    );
     if wanted.lookup.is_none() || wanted.lookup != actual.lookup {
         found.push(Difference::new(
             DriftKind::Program,
@@ -251,6 +258,7 @@ mod tests {
             locals: ["10.0.0.2".parse().unwrap()].into(),
             ranges: [(104, "10.0.0.0".parse().unwrap())].into(),
             ports: [25].into(),
+            open_ports: [15020].into(),
             flags: Some(3),
             lookup: Some(7),
             sockets: [(Kind::Outbound, 11)].into(),

@@ -29,6 +29,8 @@ pub(crate) struct Kubelet {
     /// As configured.
     cgroup: Option<PathBuf>,
     capture: PathBuf,
+    /// There is no kubelet to be known.
+    none: bool,
     /// What was said last of why it is not watched.
     told: Option<String>,
 }
@@ -41,12 +43,16 @@ impl Kubelet {
             host_proc: config.host_proc.clone(),
             cgroup: config.kubelet_cgroup.clone(),
             capture: config.cgroup.clone(),
+            none: config.dedicated,
             told: None,
         }
     }
 
     /// Attaches the program to kubelet's cgroup, if it is not there already. Says once why not.
     pub fn attach(&mut self, pins: &Pins) {
+        if self.none {
+            return;
+        }
         let found = self.find();
         // A predecessor may have watched what is refused now.
         if found.is_err()
@@ -70,7 +76,7 @@ impl Kubelet {
 
     /// What is wrong with the link; `None` also when kubelet is not there to be watched.
     pub fn drift(&self, pins: &Pins) -> Option<String> {
-        let cgroup = self.find().ok()?;
+        let cgroup = self.find().ok().filter(|_| !self.none)?;
         let wanted = (
             sys::cgroup::id(&cgroup).ok()?,
             sys::bpf::program_id(&self.program).ok()?,

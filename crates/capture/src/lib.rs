@@ -8,6 +8,7 @@ mod capture;
 mod cgroups;
 pub mod diff;
 mod error;
+pub mod exempt;
 pub mod external;
 mod kubelet;
 mod maps;

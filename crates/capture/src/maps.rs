@@ -13,7 +13,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use redirect_common::{
     Address, CgroupEntry, CgroupState, Counter, DAEMONS_MAX, ExcludedPort, ExcludedRange, Kind,
-    Local, PODS_MAX, Pod, Saved, Settings, SocketKey, name,
+    Local, OpenPort, PODS_MAX, Pod, Saved, Settings, SocketKey, name,
 };
 use sys::bpf::SocketMap;
 
@@ -36,6 +36,7 @@ pub(crate) struct Maps {
     locals: HashMap<MapData, Local, u32>,
     ranges: LpmTrie<MapData, ExcludedRange, u32>,
     ports: HashMap<MapData, ExcludedPort, u32>,
+    open_ports: HashMap<MapData, OpenPort, u32>,
     exempt: LpmTrie<MapData, Address, u32>,
     daemons: HashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -81,6 +82,7 @@ impl Maps {
             locals: open(pins, name::LOCALS)?,
             ranges: open(pins, name::EXCLUDED_RANGES)?,
             ports: open(pins, name::EXCLUDED_PORTS)?,
+            open_ports: open(pins, name::OPEN_PORTS)?,
             exempt: open(pins, name::EXEMPT)?,
             daemons: open(pins, name::DAEMONS)?,
             counters: open(pins, name::COUNTERS)?,
@@ -113,17 +115,7 @@ impl Maps {
         generation: u64,
         living: impl FnOnce() -> Option<HashSet<u64>>,
     ) -> Result<(), StartError> {
-        let known: Vec<u64> = self.daemons.keys().flatten().collect();
-        if known.len() >= DAEMONS_MAX as usize && !known.contains(&cgroup_id) {
-            let living = living().unwrap_or_else(|| known.iter().copied().collect());
-            for id in known.iter().filter(|id| !living.contains(id)) {
-                absent_is_fine(self.daemons.remove(id))
-                    .map_err(|error| failed(name::DAEMONS, &error))?;
-            }
-        }
-        self.daemons
-            .insert(cgroup_id, generation, 0)
-            .map_err(|error| failed(name::DAEMONS, &error))
+        add_daemon(&mut self.daemons, cgroup_id, generation, living)
     }
 
     /// Whether the cgroup is exempt.
@@ -243,6 +235,29 @@ impl Maps {
         Ok(())
     }
 
+    /// Open ports of a pod.
+    pub fn open_ports(&self, cookie: u64) -> BTreeSet<u16> {
+        // Keys are only made from 16-bit ports.
+        let keys = self.open_ports.keys().flatten();
+        keys.filter(|key| key.cookie == cookie)
+            .map(|key| key.port as u16)
+            .collect()
+    }
+
+    /// Makes a pod's open ports be exactly `wanted`.
+    pub fn set_open_ports(&mut self, cookie: u64, wanted: &BTreeSet<u16>) -> io::Result<()> {
+        let present = self.open_ports(cookie);
+        for port in wanted.difference(&present) {
+            self.open_ports
+                .insert(OpenPort::new(cookie, *port), 1, 0)
+                .map_err(io::Error::other)?;
+        }
+        for port in present.difference(wanted) {
+            absent_is_fine(self.open_ports.remove(&OpenPort::new(cookie, *port)))?;
+        }
+        Ok(())
+    }
+
     /// The entry of a pod.
     pub fn pod(&self, cookie: u64) -> Option<Pod> {
         self.pods.get(&cookie, 0).ok()
@@ -306,6 +321,37 @@ impl Maps {
             })
             .collect()
     }
+}
+
+/// Exempts a daemon's cgroup in what a predecessor has pinned at `pins`, if anything; it owns nothing by that.
+pub(crate) fn exempt_early(
+    pins: &Pins,
+    cgroup_id: u64,
+    living: impl FnOnce() -> Option<HashSet<u64>>,
+) -> Result<(), StartError> {
+    if !is_pinned(&pins.path(name::DAEMONS)) {
+        return Ok(());
+    }
+    let mut daemons = open(pins, name::DAEMONS)?;
+    add_daemon(&mut daemons, cgroup_id, 0, living)
+}
+
+fn add_daemon(
+    daemons: &mut HashMap<MapData, u64, u64>,
+    cgroup_id: u64,
+    generation: u64,
+    living: impl FnOnce() -> Option<HashSet<u64>>,
+) -> Result<(), StartError> {
+    let known: Vec<u64> = daemons.keys().flatten().collect();
+    if known.len() >= DAEMONS_MAX as usize && !known.contains(&cgroup_id) {
+        let living = living().unwrap_or_else(|| known.iter().copied().collect());
+        for id in known.iter().filter(|id| !living.contains(id)) {
+            absent_is_fine(daemons.remove(id)).map_err(|error| failed(name::DAEMONS, &error))?;
+        }
+    }
+    daemons
+        .insert(cgroup_id, generation, 0)
+        .map_err(|error| failed(name::DAEMONS, &error))
 }
 
 /// An address range as prefix length and address of the 128-bit form.

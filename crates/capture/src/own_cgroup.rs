@@ -93,6 +93,13 @@ pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
     Ok(of_pods(pods).unwrap_or_else(|| first.point.clone()))
 }
 
+/// The root of the hierarchy, as far as this process sees it: holds every process of a machine of its own.
+pub fn top_cgroup() -> Result<PathBuf, CgroupError> {
+    let mounts = cgroup::mounts().unwrap_or_default();
+    let first = mounts.into_iter().next().ok_or(CgroupError::NotMounted)?;
+    Ok(first.point)
+}
+
 /// The first of these directories in which processes run, else the first that is there.
 fn of_pods(candidates: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
     let there: Vec<PathBuf> = candidates.filter(|path| path.is_dir()).collect();

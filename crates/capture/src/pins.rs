@@ -87,6 +87,9 @@ impl Pins {
     /// Places of other layouts that are there.
     pub fn formers(&self) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
+        if !self.base.exists() {
+            return Ok(found);
+        }
         for entry in fs::read_dir(&self.base)? {
             let (entry, own) = (entry?, self.dir.file_name());
             let name = entry.file_name();

@@ -31,12 +31,15 @@ pub struct PodWanted {
     pub netns: Arc<Netns>,
     /// Path by which the namespace can be opened again, also by a successor of this process.
     pub netns_path: PathBuf,
-    /// The pod's cgroup v2 directory; at or below the capture cgroup.
-    pub cgroup: PathBuf,
+    /// The pod's cgroup v2 directory, at or below the capture cgroup. None for the daemon's own namespace ([`crate::Config::dedicated`]):
+    /// every process in it is the pod, whatever its cgroup.
+    pub cgroup: Option<PathBuf>,
     /// Destinations that are left alone.
     pub exclude_ranges: Vec<IpNet>,
     /// Destination ports that are left alone.
     pub exclude_ports: Vec<u16>,
+    /// Own ports at which whoever listens is reached directly, by anybody.
+    pub open_ports: Vec<u16>,
     /// DNS and inbound variants.
     pub flags: PodFlags,
 }
@@ -56,6 +59,8 @@ pub struct State {
     pub ranges: BTreeSet<(u32, IpAddr)>,
     /// Excluded ports in the map.
     pub ports: BTreeSet<u16>,
+    /// Open ports in the map.
+    pub open_ports: BTreeSet<u16>,
     /// Flags of the pod's entry, if there is one.
     pub flags: Option<u32>,
     /// Id of the program that the pod's `sk_lookup` link runs, if it is attached to the pod's namespace.
@@ -144,6 +149,7 @@ pub(crate) fn wanted(
             .map(|(bits, ip)| (bits, ip.into()))
             .collect(),
         ports: pod.exclude_ports.iter().copied().collect(),
+        open_ports: pod.open_ports.iter().copied().collect(),
         flags: Some(flags(pod)),
         lookup,
         sockets,
@@ -160,6 +166,8 @@ fn flags(pod: &PodWanted) -> u32 {
         | when(pod.flags.bypass_inbound, Pod::BYPASS_INBOUND)
         | when(!pod.exclude_ranges.is_empty(), Pod::EXCLUDED_RANGES)
         | when(!pod.exclude_ports.is_empty(), Pod::EXCLUDED_PORTS)
+        | when(!pod.open_ports.is_empty(), Pod::OPEN_PORTS)
+        | when(pod.cgroup.is_none(), Pod::WHOLE)
 }
 
 /// The first global address of the family, one of a real device before one of loopback.
@@ -236,6 +244,7 @@ pub(crate) fn actual(
         locals: entries.locals,
         ranges: entries.ranges,
         ports: entries.ports,
+        open_ports: entries.open_ports,
         flags: maps.pod(cookie).map(|pod| pod.flags),
         lookup: lookup(netns, sight.pins),
         sockets: Kind::ALL
@@ -252,11 +261,13 @@ fn asked(wanted: &State, former: Option<&State>) -> Entries {
         locals: wanted.locals.clone(),
         ranges: wanted.ranges.clone(),
         ports: wanted.ports.clone(),
+        open_ports: wanted.open_ports.clone(),
     };
     if let Some(former) = former {
         asked.locals.extend(&former.locals);
         asked.ranges.extend(&former.ranges);
         asked.ports.extend(&former.ports);
+        asked.open_ports.extend(&former.open_ports);
     }
     asked
 }
@@ -264,7 +275,7 @@ fn asked(wanted: &State, former: Option<&State>) -> Entries {
 /// Cookie of the namespace that the pod's cgroup is told to be enrolled with; of one that is gone, what is wanted.
 fn cgroup_told(maps: &Maps, pod: &PodWanted, wanted: &State) -> Option<u64> {
     wanted.cgroup?;
-    let Ok(id) = sys::cgroup::id(&pod.cgroup) else {
+    let Ok(id) = sys::cgroup::id(pod.cgroup.as_deref()?) else {
         return wanted.cgroup;
     };
     match maps.cgroup(id) {
@@ -311,7 +322,10 @@ fn elsewhere(sight: &Sight<'_>, pod: &PodWanted) -> Vec<Other> {
         right,
         pid,
         inode,
-    }) = sight.processes.elsewhere(&pod.cgroup, id)
+    }) = pod
+        .cgroup
+        .as_deref()
+        .and_then(|cgroup| sight.processes.elsewhere(cgroup, id))
     {
         let enrolled = id.inode;
         let what = format!(
@@ -349,9 +363,10 @@ mod tests {
             uid: "u".into(),
             netns: Arc::new(Netns::current().unwrap()),
             netns_path: "/proc/self/ns/net".into(),
-            cgroup: "/".into(),
+            cgroup: Some("/".into()),
             exclude_ranges: vec!["10.1.2.3/8".parse().unwrap(), "fd00::/16".parse().unwrap()],
             exclude_ports: vec![25],
+            open_ports: Vec::new(),
             flags: PodFlags {
                 dns,
                 bypass_inbound: false,

@@ -14,7 +14,10 @@ pub use cgroup::{others_at_cgroup, others_at_sockets, own_cgroup};
 pub use external::{in_namespace as external_sockets, original_destination};
 pub use ground::{Scratch, routing, sockets, sysctls};
 pub use pins::{host_proc, pins};
-pub use programs::{built, cgroup_link, loads, netns_link, own_programs, socket_map};
+pub use programs::{
+    built, cgroup_link, dedicated, loads, netns_link, own_programs, packets_know_namespace,
+    socket_map,
+};
 
 use std::borrow::Cow;
 

@@ -23,6 +23,8 @@ static GUARD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gua
 static TRACK: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/track.o"));
 #[cfg(has_programs)]
 static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookup.o"));
+#[cfg(has_programs)]
+static OWN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/own.o"));
 #[cfg(not(has_programs))]
 static REDIRECT: &[u8] = &[];
 #[cfg(not(has_programs))]
@@ -31,6 +33,8 @@ static GUARD: &[u8] = &[];
 static TRACK: &[u8] = &[];
 #[cfg(not(has_programs))]
 static LOOKUP: &[u8] = &[];
+#[cfg(not(has_programs))]
+static OWN: &[u8] = &[];
 
 /// A program of the capture cgroup: its name in its object, its pin, its place. The guards come first, so that no connection is captured unguarded.
 pub(crate) const CGROUP_PROGRAMS: [(&str, &str, Attach); 6] = [
@@ -41,6 +45,9 @@ pub(crate) const CGROUP_PROGRAMS: [(&str, &str, Attach); 6] = [
     ("connect4", "link-connect4", Attach::Connect4),
     ("connect6", "link-connect6", Attach::Connect6),
 ];
+
+/// The object of the guards.
+const GUARD_OBJECT: &str = "guard";
 
 /// The program at kubelet's cgroup.
 pub(crate) const KUBELET_PROGRAM: &str = "probes";
@@ -54,14 +61,25 @@ pub(crate) struct Shared {
 }
 
 /// Loads all programs that are not a single pod's, and makes or opens the shared maps.
-pub(crate) fn load_shared(pins: &Pins) -> Result<Shared, StartError> {
+///
+/// - `by_namespace`: the guards ask for the namespace of packets, which the kernel must be able to tell
+pub(crate) fn load_shared(pins: &Pins, by_namespace: bool) -> Result<Shared, StartError> {
     if !BUILT {
         return Err(StartError::NotBuilt);
     }
     let mut objects = Vec::new();
-    for (name, bytes) in [("redirect", REDIRECT), ("guard", GUARD), ("track", TRACK)] {
-        let loaded = loader(pins).load(bytes);
-        objects.push(loaded.map_err(|error| refused(name, &error))?);
+    for (object, bytes) in [
+        ("redirect", REDIRECT),
+        (GUARD_OBJECT, GUARD),
+        ("track", TRACK),
+    ] {
+        let asks = u32::from(by_namespace && object == GUARD_OBJECT);
+        let mut loader = loader(pins);
+        if asks != 0 {
+            loader.override_global(name::BY_NAMESPACE, &asks, true);
+        }
+        let loaded = loader.load(bytes);
+        objects.push(loaded.map_err(|error| refused(object, &error))?);
     }
     let mut find = |program: &'static str| {
         let object = objects
@@ -95,6 +113,25 @@ pub(crate) fn load_lookup(pins: &Pins, cookie: u64) -> Result<Ebpf, StartError> 
     Ok(object)
 }
 
+/// Loads the program at the cgroup of a daemon that captures its own namespace. It has no maps.
+pub(crate) fn load_own() -> Result<OwnedFd, StartError> {
+    if !BUILT {
+        return Err(StartError::NotBuilt);
+    }
+    let mut object = EbpfLoader::new()
+        .btf(None)
+        .load(OWN)
+        .map_err(|error| refused(OWN_PROGRAM, &error))?;
+    load(&mut object, OWN_PROGRAM)?;
+    fd(&object, OWN_PROGRAM).map_err(|cause| StartError::Load {
+        program: OWN_PROGRAM,
+        cause: cause.to_string(),
+    })
+}
+
+/// The program at the cgroup of a daemon that captures its own namespace.
+pub(crate) const OWN_PROGRAM: &str = "created";
+
 /// Name of the only program in the lookup object.
 pub(crate) const LOOKUP_PROGRAM: &str = "pod_lookup";
 
@@ -119,6 +156,7 @@ fn load(object: &mut Ebpf, name: &'static str) -> Result<(), StartError> {
         Program::CgroupSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => {
             return Err(StartError::Load {
                 program: name,

@@ -35,6 +35,8 @@ pub struct IstioCa {
     server: Server,
     /// Asked for; the authority may give less.
     lifetime_s: i64,
+    /// Names the workload in each request.
+    on_behalf: bool,
     /// `None` until usable roots were read once.
     current: Mutex<Option<Current>>,
 }
@@ -57,6 +59,7 @@ impl IstioCa {
         let ca = Self {
             server: Server::new(config)?,
             lifetime_s: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),
+            on_behalf: true,
             current: Mutex::new(None),
         };
         if let Err(error) = ca.channel() {
@@ -70,12 +73,21 @@ impl IstioCa {
         Ok(ca)
     }
 
+    /// The same for a process that is the workload itself, and asks with the workload's own token: requests name nobody.
+    #[must_use]
+    pub fn as_workload(self) -> Self {
+        Self {
+            on_behalf: false,
+            ..self
+        }
+    }
+
     async fn ask(&self, id: &SpiffeId) -> Result<Issued, IssueError> {
         let request = Request::new(id)?;
         let message = IstioCertificateRequest {
             csr: request.pem().to_owned(),
             validity_duration: self.lifetime_s,
-            metadata: Some(impersonated(id)),
+            metadata: self.on_behalf.then(|| impersonated(id)),
         };
         let call = self
             .server

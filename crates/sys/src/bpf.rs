@@ -43,6 +43,8 @@ pub enum Attach {
     CgroupIngress = 0,
     /// Packets leaving sockets of a cgroup.
     CgroupEgress = 1,
+    /// Sockets made by processes of a cgroup.
+    SockCreate = 2,
     /// What becomes of TCP connections of a cgroup's sockets.
     SockOps = 3,
     /// `connect()` of IPv4 sockets of a cgroup.

@@ -115,3 +115,17 @@ fn the_level_is_found_when_guessed_wrong() {
     };
     assert_eq!(nonsense.state(), CgroupState::Held);
 }
+
+#[test]
+fn a_whole_namespace_stands_by_itself() {
+    let whole = Pod::CAPTURE | Pod::WHOLE;
+    for (flags, want) in [
+        (Some(whole), Standing::Enrolled(5)),
+        (Some(Pod::CAPTURE), Standing::Free),
+        (Some(Pod::WHOLE), Standing::Free),
+        (None, Standing::Free),
+    ] {
+        let pod = flags.map(|flags| Pod { flags });
+        assert_eq!(by_namespace(5, pod), want, "{flags:?}");
+    }
+}

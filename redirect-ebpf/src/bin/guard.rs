@@ -5,17 +5,25 @@
 
 use core::mem::MaybeUninit;
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::{bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use redirect_common::{
     Address, Arrival, Counter, Departure, Egress, Ingress, Lookup, Pod, Receiver, Request, Sender,
-    Standing, Via, egress, ingress, lookup, standing,
+    Standing, Via, by_namespace, egress, ingress, lookup, standing,
 };
 use redirect_ebpf::door::Home;
 use redirect_ebpf::lineage::Packet;
 use redirect_ebpf::{CAPTURED, count, excludes_port, excludes_range, field, is_daemon, pod};
+
+/// Not 0: the kernel tells the namespace of a packet (Linux 6.12), and one of the pods is a whole namespace. Where it is 0 the verifier
+/// never looks at the call that an older kernel does not have.
+#[unsafe(no_mangle)]
+static BY_NAMESPACE: Global<u32> = Global::new(0);
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
@@ -66,6 +74,18 @@ impl Parcel {
         // SAFETY: the context's pointer.
         is_daemon(unsafe { bpf_skb_cgroup_id(self.skb) })
     }
+
+    /// By the socket's cgroup, else by the namespace.
+    #[inline(always)]
+    fn stands(&self) -> Standing {
+        let known = standing(&Packet(self.skb));
+        if known != Standing::Free || BY_NAMESPACE.load() == 0 {
+            return known;
+        }
+        // SAFETY: the context's pointer.
+        let cookie = unsafe { bpf_get_netns_cookie(self.skb.cast()) };
+        by_namespace(cookie, pod(cookie))
+    }
 }
 
 impl Sender for Parcel {
@@ -92,7 +112,7 @@ impl Sender for Parcel {
 
     #[inline(always)]
     fn standing(&self) -> Standing {
-        standing(&Packet(self.skb))
+        self.stands()
     }
 
     #[inline(always)]
@@ -144,7 +164,7 @@ impl Receiver for Parcel {
 
     #[inline(always)]
     fn standing(&self) -> Standing {
-        standing(&Packet(self.skb))
+        self.stands()
     }
 
     #[inline(always)]

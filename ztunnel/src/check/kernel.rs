@@ -2,7 +2,8 @@
 
 use capture::probe::{self, Finding, Scratch};
 
-use crate::config::{Config, Enroll, Redirect};
+use crate::config::{Config, Enroll, Mode, Redirect};
+use crate::dedicated;
 
 /// Name of the kernel's process that is asked for kubelet.
 const KUBELET: &str = "kubelet";
@@ -32,6 +33,9 @@ fn ebpf(config: &Config) -> Vec<Finding> {
     let mut found = vec![probe::built()];
     found.extend(probe::loads());
     found.push(probe::socket_map());
+    if config.mode != Mode::Shared {
+        found.extend(probe::dedicated());
+    }
     match Scratch::found() {
         Err(finding) => found.push(finding),
         Ok(scratch) => found.extend([
@@ -64,7 +68,9 @@ fn version() -> Finding {
 
 /// The capture cgroup, the daemon's own, programs of others at either, and kubelet's.
 pub fn cgroups(config: &Config) -> Vec<Finding> {
-    let (mut found, capture) = probe::own_cgroup(config.capture.cgroup.as_deref());
+    let top = dedicated::capture_cgroup(config).ok();
+    let configured = top.filter(|_| config.capture.cgroup.is_some() || config.mode != Mode::Shared);
+    let (mut found, capture) = probe::own_cgroup(configured.as_deref());
     if let Some(capture) = capture {
         found.extend(probe::others_at_cgroup(&capture, &config.capture.pins));
     }

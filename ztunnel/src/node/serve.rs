@@ -11,7 +11,8 @@ use mesh::Str;
 use proxy::{Listeners, Phase, Pod, PodName, PodOptions};
 use sys::Netns;
 
-use super::{HANDOVER, Member, Node, READY_TASK, Redirection, Serving, lock};
+use super::{HANDOVER, Member, Node, Redirection, Serving, lock};
+use crate::config::Mode;
 use crate::net::{self, PodDns, PodNet, keep_alive, keep_alive_of};
 
 /// Most single ports that a pod may exclude.
@@ -26,7 +27,7 @@ impl Node {
     pub(super) async fn start(&mut self, spec: Arc<PodSpec>) {
         if self.is_superseded() {
             // the successor serves it, or nobody does: this process is not what makes the node ready
-            self.parts.ready.pending(READY_TASK);
+            self.not_ready();
             return;
         }
         let uid = spec.uid.clone();
@@ -158,9 +159,10 @@ impl Node {
             uid: spec.uid.to_string(),
             netns: Arc::clone(netns),
             netns_path: spec.netns.clone(),
-            cgroup: spec.cgroup.clone().context("its cgroup is not known")?,
+            cgroup: spec.cgroup.clone(),
             exclude_ranges: spec.capture.exclude_cidrs.clone(),
             exclude_ports: ports,
+            open_ports: self.open_ports(),
             flags,
         };
         if let Redirection::Ebpf(capture) = &self.parts.redirection {
@@ -183,6 +185,15 @@ impl Node {
         };
         let net = PodNet::new(Arc::clone(netns), &self.parts.config.keepalive);
         Ok((listeners, net))
+    }
+
+    /// Where the daemon itself is in the namespace that it captures, its own endpoints stay reachable.
+    fn open_ports(&self) -> Vec<u16> {
+        let config = &self.parts.config;
+        match config.mode {
+            Mode::Shared => Vec::new(),
+            Mode::Dedicated(_) => vec![config.stats_port, config.readiness_port],
+        }
     }
 
     fn captures_dns(&self, spec: &PodSpec) -> bool {

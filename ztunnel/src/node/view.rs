@@ -8,7 +8,8 @@ use enroll::kubernetes::Reporter;
 use mesh::Str;
 use telemetry::metrics::PodState;
 
-use super::{Node, READY_TASK, lock};
+use super::{Node, lock};
+use crate::config::Mode;
 
 /// State of one pod, as the dump shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,9 +96,9 @@ impl Node {
             None => self.roster.synced(),
         };
         if pending == 0 && known {
-            self.parts.ready.done(READY_TASK);
+            self.parts.ready.done(self.parts.served);
         } else {
-            self.parts.ready.pending(READY_TASK);
+            self.not_ready();
         }
         *lock(&self.parts.posture) = self.posture();
         let mut views = lock(&self.parts.views);
@@ -119,6 +120,13 @@ impl Node {
         for state in PodState::ALL {
             let count = views.values().filter(|view| view.counts_as() == state);
             self.parts.states.set_pods(state, count.count());
+        }
+    }
+
+    /// The node's pods are not all served. A machine of its own has no such task: it is served, or its daemon has ended.
+    pub(super) fn not_ready(&self) {
+        if self.parts.config.mode == Mode::Shared {
+            self.parts.ready.pending(self.parts.served);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use super::{Capture, Enrolled};
 use crate::diff::{Cure, Difference, DriftKind, diff};
@@ -106,7 +107,8 @@ impl Capture {
 
     fn check_pod(&self, cookie: u64, entry: &Enrolled, sight: &Sight<'_>, found: &mut Vec<Drift>) {
         // nothing runs in a pod whose cgroup is gone: it has ended, and its source is about to say so
-        if entry.applied.is_some() && !entry.pod.cgroup.is_dir() {
+        let is_gone = |cgroup: &PathBuf| !cgroup.is_dir();
+        if entry.applied.is_some() && entry.pod.cgroup.as_ref().is_some_and(is_gone) {
             return;
         }
         let differences = self.compare(entry, sight).unwrap_or_else(|error| {
@@ -134,10 +136,10 @@ impl Capture {
         Ok(diff(&wanted, &actual))
     }
 
-    /// What the pod's cgroup is to be told to be enrolled with: nothing where it is the capture cgroup itself.
+    /// What the pod's cgroup is to be told to be enrolled with: nothing where it has none of its own.
     pub(super) fn cgroup_to_tell(&self, pod: &PodWanted) -> Option<u64> {
         let capture = sys::cgroup::id(&self.config.cgroup).ok();
-        let own = sys::cgroup::id(&pod.cgroup).ok();
+        let own = sys::cgroup::id(pod.cgroup.as_deref()?).ok();
         (own.is_none() || own != capture).then(|| pod.netns.cookie())
     }
 

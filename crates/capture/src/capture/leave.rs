@@ -173,6 +173,7 @@ fn undo(
     note(Step::Maps, maps.set_locals(cookie, &BTreeSet::new()));
     note(Step::Maps, maps.set_ranges(cookie, &BTreeSet::new()));
     note(Step::Maps, maps.set_ports(cookie, &BTreeSet::new()));
+    note(Step::Maps, maps.set_open_ports(cookie, &BTreeSet::new()));
     for kind in Kind::ALL {
         note(Step::Sockets, maps.remove_socket(cookie, kind));
     }

@@ -67,7 +67,7 @@ impl Capture {
                     .map_err(at(Step::Sysctls))
             }
             DriftKind::Cgroup => self
-                .write_enrolled(&entry.pod.cgroup, cookie)
+                .write_enrolled(entry.pod.cgroup.as_deref(), cookie)
                 .map_err(at(Step::Cgroup)),
             DriftKind::Address
             | DriftKind::Socket

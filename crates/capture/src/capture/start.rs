@@ -15,6 +15,7 @@ use crate::error::StartError;
 use crate::kubelet::Kubelet;
 use crate::maps::{self, Maps};
 use crate::pins::Pins;
+use crate::probe::packets_know_namespace;
 use crate::programs::{self, CGROUP_PROGRAMS};
 
 impl Capture {
@@ -38,7 +39,13 @@ impl Capture {
         let pins = Pins::create(&config.pins).map_err(unusable)?;
         let lock = pins.lock().map_err(unusable)?;
         maps::prepare(&pins)?;
-        let programs = programs::load_shared(&pins)?;
+        let by_namespace = config.dedicated && packets_know_namespace();
+        if config.dedicated && !by_namespace {
+            info!(
+                "this kernel does not tell the namespace of a packet (Linux 6.12 does): the guards judge by what connect() saw alone"
+            );
+        }
+        let programs = programs::load_shared(&pins, by_namespace)?;
         let mut maps = Maps::open(&pins)?;
         let generation = maps.owner()? + 1;
         maps.add_daemon(config.daemon_cgroup_id, generation, living)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use redirect_common::{Address, CgroupState, ExcludedPort, ExcludedRange, Local};
+use redirect_common::{Address, CgroupState, ExcludedPort, ExcludedRange, Local, OpenPort};
 
 use super::{Key, Maps};
 
@@ -22,6 +22,8 @@ pub(crate) struct Entries {
     pub ranges: BTreeSet<(u32, IpAddr)>,
     /// Excluded ports.
     pub ports: BTreeSet<u16>,
+    /// Open ports.
+    pub open_ports: BTreeSet<u16>,
 }
 
 impl Tables {
@@ -56,6 +58,10 @@ impl Maps {
             // keys are only made from 16-bit ports
             tables.pod(key.cookie).ports.insert(key.port as u16);
         }
+        for key in self.open_ports.keys().flatten() {
+            // the same
+            tables.pod(key.cookie).open_ports.insert(key.port as u16);
+        }
         tables
     }
 
@@ -75,7 +81,12 @@ impl Maps {
                 .get(&ExcludedPort::new(cookie, **port), 0)
                 .is_ok()
         };
+        let open = |port: &&u16| {
+            let key = OpenPort::new(cookie, **port);
+            self.open_ports.get(&key, 0).is_ok()
+        };
         Entries {
+            open_ports: asked.open_ports.iter().filter(open).copied().collect(),
             locals: asked.locals.iter().filter(local).copied().collect(),
             ranges: asked.ranges.iter().filter(range).copied().collect(),
             ports: asked.ports.iter().filter(port).copied().collect(),

@@ -247,6 +247,7 @@ fn word(attach: Attach) -> &'static str {
     match attach {
         Attach::CgroupIngress => "ingress",
         Attach::CgroupEgress => "egress",
+        Attach::SockCreate => "sock_create",
         Attach::SockOps => "sock_ops",
         Attach::Connect4 => "connect4",
         Attach::Connect6 => "connect6",

@@ -179,6 +179,30 @@ fn packets(storage: &OwnedFd, attach: Attach) -> Result<(), Rejected> {
     load(Kind::CgroupSkb, attach as u32, &program).map(drop)
 }
 
+/// Whether the guards can be told a packet's namespace (Linux 6.12): where not, they know only what was seen at `connect()`.
+pub fn packets_know_namespace() -> bool {
+    let mut program = vec![call(GET_NETNS_COOKIE)];
+    program.extend(PASS);
+    load(Kind::CgroupSkb, Attach::CgroupEgress as u32, &program).is_ok()
+}
+
+/// What a daemon that captures its own namespace needs beside the rest.
+pub fn dedicated() -> Vec<Finding> {
+    let loaded = programs::load_own().map_err(|error| shortened(&error));
+    let uses = |_| "mark of new sockets".to_owned();
+    let mut found = vec![Finding::of("cgroup socket program", loaded, uses, UPGRADE)];
+    found.push(if packets_know_namespace() {
+        Finding::ok("namespace of packets", "told by this kernel")
+    } else {
+        Finding::warning(
+            "namespace of packets",
+            "not told by this kernel",
+            "capture works; its second line of defence then knows only connections that connect() saw. Linux 6.12 tells",
+        )
+    });
+    found
+}
+
 fn setsockopt(storage: &OwnedFd) -> Result<(), Rejected> {
     let mut program = vec![copy(R::R6, R::R1), read64(R::R2, R::R6, SOCKOPT_SK)];
     program.extend(storage_get(storage, 0));
@@ -337,7 +361,7 @@ pub fn own_programs(pins: &Path) -> Finding {
         .map_err(|error| format!("{}: {error}", trial.display()))
         .and_then(|place| {
             let loaded = maps::prepare(&place)
-                .and_then(|()| programs::load_shared(&place))
+                .and_then(|()| programs::load_shared(&place, packets_know_namespace()))
                 .and_then(|_| programs::load_lookup(&place, 0));
             // nothing is attached, so nothing is in use
             let cleared = place.clear();

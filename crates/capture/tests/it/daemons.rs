@@ -10,7 +10,7 @@ use redirect_common::DAEMONS_MAX;
 use crate::world::{World, until};
 
 fn daemons(world: &World) -> HashMap<MapData, u64, u64> {
-    let data = MapData::from_pin(world.pins.join("v2/DAEMONS")).unwrap();
+    let data = MapData::from_pin(world.pins.join("v3/DAEMONS")).unwrap();
     Map::from_map_data(data).unwrap().try_into().unwrap()
 }
 

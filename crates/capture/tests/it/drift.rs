@@ -31,7 +31,7 @@ fn mended(capture: &mut Capture, world: &World, kind: DriftKind) {
 }
 
 fn map<V: aya::Pod>(world: &World, name: &str) -> HashMap<MapData, u64, V> {
-    let data = MapData::from_pin(world.pins.join("v2").join(name)).unwrap();
+    let data = MapData::from_pin(world.pins.join("v3").join(name)).unwrap();
     Map::from_map_data(data).unwrap().try_into().unwrap()
 }
 
@@ -139,7 +139,7 @@ fn entries_of_maps_are_put_back() {
     let id = sys::cgroup::id(&world.pod_cgroup).unwrap();
     map::<CgroupEntry>(&world, "CGROUPS").remove(&id).unwrap();
     mended(&mut capture, &world, DriftKind::Cgroup);
-    std::fs::remove_file(world.pins.join("v2/PODS")).unwrap();
+    std::fs::remove_file(world.pins.join("v3/PODS")).unwrap();
     let found = capture.check();
     assert_eq!(
         (found.len(), found[0].kind, found[0].cookie),

@@ -13,12 +13,12 @@ use crate::tamper::Tap;
 use crate::world::{FAR4, FAR6, OUTSIDE4, POD4, POD6, World, accept, nobody, until};
 
 fn detach(world: &World, pin: &str) {
-    let link = sys::bpf::pinned(&world.pins.join("v2").join(pin)).unwrap();
+    let link = sys::bpf::pinned(&world.pins.join("v3").join(pin)).unwrap();
     sys::bpf::link_detach(link.as_fd()).unwrap();
 }
 
 fn forget_pod(world: &World) {
-    let data = MapData::from_pin(world.pins.join("v2/PODS")).unwrap();
+    let data = MapData::from_pin(world.pins.join("v3/PODS")).unwrap();
     let map = Map::from_map_data(data).unwrap();
     let mut pods: HashMap<_, u64, Pod> = map.try_into().unwrap();
     pods.remove(&world.pod.cookie()).unwrap();

@@ -2,12 +2,15 @@
 
 use std::net::IpAddr;
 
-use redirect_common::{Address, Arrival, Door, Kind, Lookup, Pod, Via, lookup};
+use redirect_common::{Address, Arrival, Door, Kind, LAYOUT, Lookup, Pod, Via, lookup};
 
 use crate::world::{FAR4, FAR6, OUTSIDE4, POD4, POD6, World};
 
 /// Port that all arrivals come from.
 const SOURCE_PORT: u16 = 1234;
+
+/// The pod's open port.
+const OPEN_PORT: u16 = 15020;
 
 /// What the program is told by its maps.
 struct Facts {
@@ -25,6 +28,9 @@ impl Door for Facts {
     }
     fn is_exempt(&self, source: &Address) -> bool {
         Address::from(OUTSIDE4.parse::<IpAddr>().unwrap()) == *source
+    }
+    fn is_open(&self, port: u16) -> bool {
+        port == OPEN_PORT
     }
     fn is_probe(&self, _: &Arrival) -> bool {
         false
@@ -59,16 +65,18 @@ fn the_loaded_program_decides_as_the_pure_function() {
     config.exempt_sources = vec![format!("{OUTSIDE4}/32").parse().unwrap()];
     let mut capture = capture::Capture::start(config).unwrap();
     let sockets = world.sockets();
-    capture.enroll(&world.wanted(), &sockets).unwrap();
+    let mut wanted = world.wanted();
+    wanted.open_ports = vec![OPEN_PORT];
+    capture.enroll(&wanted, &sockets).unwrap();
     let link = sys::bpf::pinned(
         &world
             .pins
-            .join(format!("v2/lookup-{:x}", world.pod.cookie())),
+            .join(format!("v{LAYOUT}/lookup-{:x}", world.pod.cookie())),
     )
     .unwrap();
     let program = sys::bpf::program_by_id(sys::bpf::link_info(&link).unwrap().program).unwrap();
     let facts = Facts {
-        flags: Pod::CAPTURE | Pod::DNS,
+        flags: Pod::CAPTURE | Pod::DNS | Pod::OPEN_PORTS,
     };
     let cookie = |kind| {
         let dns = sockets.dns.as_ref().unwrap();
@@ -84,7 +92,7 @@ fn the_loaded_program_decides_as_the_pure_function() {
     // The kernel takes no device in a test run: arrivals through loopback are shown by the tests with real packets.
     let via = Via::Elsewhere;
     for tcp in [true, false] {
-        for port in [53, 80, 15001, 15008] {
+        for port in [53, 80, 15001, 15008, OPEN_PORT] {
             let v4 = [POD4, FAR4, OUTSIDE4, "127.0.0.1", "127.0.0.2"];
             let v6 = [POD6, FAR6, "::1"];
             for family in [&v4[..], &v6[..]] {
@@ -118,5 +126,5 @@ fn the_loaded_program_decides_as_the_pure_function() {
             }
         }
     }
-    assert!(cases == 272, "{cases}");
+    assert!(cases == 340, "{cases}");
 }

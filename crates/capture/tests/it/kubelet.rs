@@ -29,7 +29,7 @@ impl Drop for Beside {
 }
 
 fn recorded(world: &World) -> usize {
-    let data = MapData::from_pin(world.pins.join("v2/PROBES")).unwrap();
+    let data = MapData::from_pin(world.pins.join("v3/PROBES")).unwrap();
     let map = Map::from_map_data(data).unwrap();
     let probes: HashMap<_, ProbeKey, u64> = map.try_into().unwrap();
     probes.keys().count()
@@ -92,7 +92,7 @@ fn a_restarted_kubelet_is_found_again() {
     config.kubelet_cgroup = None;
     let mut capture = capture::Capture::start(config).unwrap();
     let attached = || {
-        let link = sys::bpf::pinned(&world.pins.join("v2/link-kubelet")).unwrap();
+        let link = sys::bpf::pinned(&world.pins.join("v3/link-kubelet")).unwrap();
         sys::bpf::link_info(&link).unwrap().target
     };
     let at = |cgroup: &Path| sys::bpf::Target::Cgroup {
@@ -113,7 +113,7 @@ fn a_cgroup_that_holds_the_pods_is_not_kubelets() {
     let mut config = world.config();
     config.kubelet_cgroup = Some(world.cgroup.parent().unwrap().to_owned());
     let capture = capture::Capture::start(config).unwrap();
-    assert!(!world.pins.join("v2/link-kubelet").exists());
+    assert!(!world.pins.join("v3/link-kubelet").exists());
     assert_eq!(capture.check(), []);
 }
 
@@ -144,7 +144,7 @@ impl Procfs {
 
 /// The cgroup that is watched for probes.
 fn watched(world: &World) -> Option<u64> {
-    let link = sys::bpf::pinned(&world.pins.join("v2/link-kubelet")).ok()?;
+    let link = sys::bpf::pinned(&world.pins.join("v3/link-kubelet")).ok()?;
     match sys::bpf::link_info(&link).unwrap().target {
         sys::bpf::Target::Cgroup { id, .. } => Some(id),
         other => panic!("{other:?}"),

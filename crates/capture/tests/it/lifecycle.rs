@@ -31,7 +31,7 @@ fn release_leaves_nothing() {
     assert!(
         !world
             .pins
-            .join(format!("v2/lookup-{:x}", world.pod.cookie()))
+            .join(format!("v3/lookup-{:x}", world.pod.cookie()))
             .exists()
     );
     drop(capture);
@@ -110,7 +110,7 @@ fn another_map_layout_is_taken_over_without_a_gap() {
     let before = world.look();
     let (first, old_sockets) = world.enrolled();
     let former = world.pins.join("v1");
-    std::fs::rename(world.pins.join("v2"), &former).unwrap();
+    std::fs::rename(world.pins.join("v3"), &former).unwrap();
     let mut second = world.start();
     assert!(first.superseded());
     assert_eq!(second.adopted().len(), 1);
@@ -211,7 +211,7 @@ fn a_dead_namespace_is_garbage() {
     assert_eq!(second.adopted().len(), 1);
     second.release(cookie).unwrap();
     assert_eq!(second.adopted(), []);
-    assert!(!world.pins.join(format!("v2/lookup-{cookie:x}")).exists());
+    assert!(!world.pins.join(format!("v3/lookup-{cookie:x}")).exists());
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn drift_is_seen_and_mended() {
     let good = world.look();
     let lookup = world
         .pins
-        .join(format!("v2/lookup-{:x}", world.pod.cookie()));
+        .join(format!("v3/lookup-{:x}", world.pod.cookie()));
     let damages: [(DriftKind, &dyn Fn()); 8] = [
         (DriftKind::Rule, &|| drop(world.pod_ip("rule del pref 100"))),
         (DriftKind::Rule, &|| {
@@ -244,7 +244,7 @@ fn drift_is_seen_and_mended() {
             std::fs::remove_file(&lookup).unwrap()
         }),
         (DriftKind::Program, &|| {
-            std::fs::remove_file(world.pins.join("v2/link-connect4")).unwrap()
+            std::fs::remove_file(world.pins.join("v3/link-connect4")).unwrap()
         }),
         (DriftKind::Address, &|| {
             drop(world.pod_ip("addr add 10.77.0.22/24 dev eth0"))
@@ -303,14 +303,12 @@ fn pods_that_cannot_be_captured_are_refused() {
     let mut capture = world.start();
     let sockets = world.sockets();
     let mut elsewhere = world.wanted();
-    elsewhere.cgroup = world.cgroup.parent().unwrap().to_owned();
+    let above = world.cgroup.parent().unwrap();
+    elsewhere.cgroup = Some(above.to_owned());
     let error = capture.enroll(&elsewhere, &sockets).unwrap_err();
     assert_eq!(error.step, Step::Admission);
     let text = error.to_string();
-    let both = [
-        elsewhere.cgroup.to_str().unwrap(),
-        world.cgroup.to_str().unwrap(),
-    ];
+    let both = [above.to_str().unwrap(), world.cgroup.to_str().unwrap()];
     assert!(both.iter().all(|path| text.contains(path)), "{text}");
     let mut own = world.wanted();
     own.netns = Arc::new(Netns::current().unwrap());

@@ -99,6 +99,7 @@ impl World {
             daemon_cgroup_id: sys::cgroup::id(self.cgroup.parent().unwrap()).unwrap(),
             exempt_sources: vec![],
             host_proc: "/proc".into(),
+            dedicated: false,
             // not that of another test
             kubelet_cgroup: Some(self.cgroup.join("no-kubelet")),
         }
@@ -113,9 +114,10 @@ impl World {
             uid: format!("uid-{}", self.name),
             netns: self.pod.clone(),
             netns_path: self.netns_path(),
-            cgroup: self.pod_cgroup.clone(),
+            cgroup: Some(self.pod_cgroup.clone()),
             exclude_ranges: vec![],
             exclude_ports: vec![],
+            open_ports: vec![],
             flags: PodFlags {
                 dns: true,
                 bypass_inbound: false,

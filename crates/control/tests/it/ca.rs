@@ -56,6 +56,14 @@ async fn a_certificate_on_behalf_of_a_workload() {
 }
 
 #[tokio::test]
+async fn a_workload_that_asks_for_itself_names_nobody() {
+    let (mut istiod, roots) = signing().await;
+    let ca = IstioCa::new(config(&istiod, Roots::Inline(roots)), HOUR).unwrap();
+    soon(ca.as_workload().issue(&id())).await.unwrap();
+    assert_eq!(istiod.signing().await.message.metadata, None);
+}
+
+#[tokio::test]
 async fn one_connection_for_many_certificates() {
     let (mut istiod, roots) = signing().await;
     let ca = IstioCa::new(config(&istiod, Roots::Inline(roots)), HOUR).unwrap();
