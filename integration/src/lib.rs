@@ -18,6 +18,7 @@ pub mod leftovers;
 pub mod metrics;
 pub mod model;
 pub mod netns;
+pub mod peer;
 pub mod place;
 pub mod pod;
 pub mod record;

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
-mod peer;
 mod support;
 
 mod apiserver;
+mod app_tunnel;
 mod bad_input;
 mod bad_peers;
 mod capture;
@@ -22,12 +22,16 @@ mod kubernetes;
 mod leaving;
 mod main_path;
 mod on_demand;
+mod own_pod;
 mod policy;
 mod restart;
 mod revocation;
 mod rotation;
 mod sabotage;
 mod settings;
+mod socks;
 mod upgrade;
 mod xds;
 mod zds;
+
+use integration::peer;

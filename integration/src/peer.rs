@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
-use integration::netns;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, SanType,
@@ -21,6 +20,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::netns;
 
 /// Most time for an exchange with the daemon.
 const EXCHANGE_MAX: Duration = Duration::from_secs(20);
@@ -38,6 +39,8 @@ pub struct Root(Issuer<'static, KeyPair>);
 
 impl Root {
     /// The root that the daemons of a world share.
+    ///
+    /// Errors: no daemon has made it yet, or it cannot be read.
     pub fn of_world(ca: &Path) -> Result<Self> {
         let text = fs::read_to_string(ca.join("root.pem")).context("read the shared root")?;
         let key =
@@ -51,6 +54,8 @@ impl Root {
     }
 
     /// A root that nobody knows.
+    ///
+    /// Errors: of the library.
     pub fn unknown() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -58,11 +63,15 @@ impl Root {
     }
 
     /// Papers for an identity, valid from `age` ago for `life`.
+    ///
+    /// Errors: an identity that is no URI.
     pub fn papers(&self, identity: &str, age: Duration, life: Duration) -> Result<Papers> {
         self.papers_from(identity, SystemTime::now() - age, life)
     }
 
     /// Papers for an identity, valid from then on for `life`.
+    ///
+    /// Errors: as [`Root::papers`].
     pub fn papers_from(&self, identity: &str, from: SystemTime, life: Duration) -> Result<Papers> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -124,6 +133,8 @@ impl ServerCertVerifier for Gullible {
 }
 
 /// Settings of a TLS client with these papers and application protocols.
+///
+/// Errors: a key that does not fit.
 pub fn client(papers: Option<Papers>, alpn: &[&str]) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -139,6 +150,8 @@ pub fn client(papers: Option<Papers>, alpn: &[&str]) -> Result<Arc<ClientConfig>
 }
 
 /// Runs an exchange on a thread inside a namespace, for a bounded time.
+///
+/// Errors: the exchange's, or that it did not end in time.
 pub fn play<T: Send>(netns: &Path, exchange: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
     netns::inside(netns, || -> Result<T> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -153,6 +166,8 @@ pub fn play<T: Send>(netns: &Path, exchange: impl AsyncFnOnce() -> Result<T> + S
 }
 
 /// A TCP connection with TLS on it. The server's rejection of our papers comes only with the first read.
+///
+/// Errors: no connection, or the handshake failed on our side.
 pub async fn tls(to: SocketAddr, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(to).await?;
     let name = ServerName::IpAddress(to.ip().into());
