@@ -1,6 +1,6 @@
 //! Moves bytes between an accepted connection and its upstream until both directions have ended.
 //!
-//! Half-closes travel; resets count as an end. While nothing moves a connection holds no buffer: reads go through one
+//! Half-closes travel; resets of plain connections count as an end. A tunnel's own end is judged in `ended`. While nothing moves a connection holds no buffer: reads go through one
 //! scratch buffer per thread. Counting happens per write, so that metrics are live.
 
 use std::cell::RefCell;
@@ -59,15 +59,16 @@ pub(crate) async fn into_tunnel(
     let (read, write) = client.split();
     let (send, receive) = server.split();
     tokio::try_join!(
-        enter(read, send, |n| count.up(n)),
-        leave(receive, write, |n| count.down(n))
+        enter(read, send, Far::Server, |n| count.up(n)),
+        leave(receive, write, Far::Server, |n| count.down(n))
     )?;
     Ok(())
 }
 
 /// Copies between a client's tunnel and a plain server.
 ///
-/// Errors: the tunnel broke; both directions are over then.
+/// Errors: the tunnel broke; both directions are over then. A client that lets go of the tunnel while nothing waits to be
+/// sent to it is no error.
 pub(crate) async fn from_tunnel(
     client: hbone::Tunnel,
     server: &mut TcpStream,
@@ -76,10 +77,19 @@ pub(crate) async fn from_tunnel(
     let (read, write) = server.split();
     let (send, receive) = client.split();
     tokio::try_join!(
-        leave(receive, write, |n| count.up(n)),
-        enter(read, send, |n| count.down(n))
+        leave(receive, write, Far::Client, |n| count.up(n)),
+        enter(read, send, Far::Client, |n| count.down(n))
     )?;
     Ok(())
+}
+
+/// Who is at the other end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Far {
+    /// whom the application asked
+    Server,
+    /// who asks the application; a waypoint keeps such tunnels in a pool of its own
+    Client,
 }
 
 /// Size of the next read after `moved` bytes.
@@ -146,6 +156,7 @@ fn poll_read(
 async fn enter(
     mut read: ReadHalf<'_>,
     mut send: hbone::SendHalf,
+    far: Far,
     count: impl Fn(usize),
 ) -> Result<(), Failure> {
     let mut moved = 0;
@@ -158,27 +169,36 @@ async fn enter(
         let mut data = match next.await {
             Ok(Some(data)) => data,
             Ok(None) => break,
-            Err(gone) => return ended(gone),
+            Err(gone) => return ended(far, gone, 0),
         };
         let len = data.len();
         while !data.is_empty() {
             let room = match send.ready(data.len()).await {
                 Ok(room) => room.min(data.len()),
-                Err(gone) => return ended(gone),
+                Err(gone) => return ended(far, gone, data.len()),
             };
             if let Err(gone) = send.write(data.split_to(room)) {
-                return ended(gone);
+                return ended(far, gone, room);
             }
         }
         moved += len as u64;
         count(len);
     }
-    send.finish().or_else(ended)
+    send.finish().or_else(|gone| ended(far, gone, 0))
 }
 
-/// A peer that no longer reads ends a direction as a broken pipe does: without an error.
-fn ended(error: hbone::TunnelError) -> Result<(), Failure> {
-    if error.is_gone() {
+/// What the end of a tunnel means to the flow. A peer that no longer reads ends a direction as a broken pipe does: without
+/// an error.
+///
+/// Envoy resets tunnels to servers with INTERNAL_ERROR when its pool has no more use for them, after every byte was
+/// delivered, and would do the same to one that it gives up halfway. The two differ only in what the application was
+/// still saying, so from a client this is an error when bytes of the application wait to be sent, and else an end. From a
+/// server it is always an error: who answers ends with END_STREAM.
+///
+/// - `unsent`: bytes of the application that have not been handed to the tunnel
+fn ended(far: Far, error: hbone::TunnelError, unsent: usize) -> Result<(), Failure> {
+    let is_let_go = far == Far::Client && unsent == 0 && error.is_let_go();
+    if error.is_gone() || is_let_go {
         Ok(())
     } else {
         Err(Failure::Data(error))
@@ -210,10 +230,17 @@ fn take(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, size: usize) -> Poll<Opti
 async fn leave(
     mut receive: hbone::RecvHalf,
     mut write: WriteHalf<'_>,
+    far: Far,
     count: impl Fn(usize),
 ) -> Result<(), Failure> {
     while let Some(data) = receive.data().await {
-        let data = data.map_err(Failure::Data)?;
+        let data = match data {
+            Ok(data) => data,
+            Err(gone) => {
+                ended(far, gone, 0)?;
+                break;
+            }
+        };
         if write.write_all(&data).await.is_err() {
             return Ok(());
         }

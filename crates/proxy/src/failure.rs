@@ -48,9 +48,6 @@ pub enum Failure {
     /// A SOCKS5 client did not say in time where it wants to go.
     #[error("SOCKS5 handshake failed: not done in time")]
     SocksTimeout,
-    /// The destination is on another network, behind a gateway.
-    #[error("destination is on another network: double HBONE not available yet")]
-    OtherNetwork,
     /// The CONNECT request or plaintext destination is not for this pod.
     #[error("{0}")]
     Rejected(mesh::Rejection),
@@ -111,8 +108,8 @@ pub enum Failure {
     #[error("io error: {0}")]
     Pool(String),
     /// The PROXY protocol header could not be given to the application.
-    #[error("application tunnel: {0}")]
-    ApplicationTunnel(&'static str),
+    #[error("application tunnel: PROXY header: {0}")]
+    ApplicationTunnel(io::Error),
     /// The peer refused the CONNECT.
     #[error("{0}")]
     Refused(hbone::ConnectError),
@@ -131,7 +128,9 @@ impl Failure {
             Failure::CertRevoked => Flag::CertRevoked,
             Failure::TlsConfig(_) => Flag::TlsFailure,
             Failure::Handshake(_) => Flag::H2HandshakeFailure,
-            Failure::Refused(hbone::ConnectError::Status(_)) => Flag::Connect,
+            Failure::Refused(hbone::ConnectError::Status(_) | hbone::ConnectError::Io(_)) => {
+                Flag::Connect
+            }
             Failure::Refused(_) | Failure::Data(_) => Flag::H2HandshakeFailure,
             Failure::ConnectTimeout { .. } => Flag::NetworkPolicy,
             Failure::LocalWorkload(_)
@@ -144,7 +143,6 @@ impl Failure {
             | Failure::SelfCall
             | Failure::Socks(_)
             | Failure::SocksTimeout
-            | Failure::OtherNetwork
             | Failure::Rejected(_)
             | Failure::Request(_)
             | Failure::Connect { .. }
@@ -171,7 +169,6 @@ impl Failure {
             | Failure::SelfCall
             | Failure::Socks(_)
             | Failure::SocksTimeout
-            | Failure::OtherNetwork
             | Failure::Drain
             | Failure::Connect { .. }
             | Failure::ConnectTimeout { .. }
@@ -199,7 +196,6 @@ impl Failure {
             Failure::Ipv6Off => "ipv6_off",
             Failure::SelfCall => "self_call",
             Failure::Socks(_) | Failure::SocksTimeout => "socks",
-            Failure::OtherNetwork => "double_hbone",
             Failure::Rejected(why) => rejected(why),
             Failure::Request(_) => "bad_request",
             Failure::Denied(_) => "policy",
@@ -476,10 +472,10 @@ mod tests {
                 "ipv6_off",
             ),
             (
-                Failure::OtherNetwork,
-                "destination is on another network",
+                Failure::ApplicationTunnel(io()),
+                "application tunnel: PROXY header: connection refused",
                 Flag::Connect,
-                "double_hbone",
+                "application_tunnel",
             ),
         ] {
             assert!(failure.to_string().starts_with(text), "{failure}");

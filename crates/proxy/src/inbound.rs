@@ -25,6 +25,7 @@ use crate::live::{OpenFlow, Subject};
 use crate::lookup::{self, Sources};
 use crate::outbound::baggage;
 use crate::pod::{Phase, reached};
+use crate::proxy_header;
 use crate::report::{self, End, Facts, Report};
 
 /// The client's trace id, the only correlation between the logs of both ends; a fresh one where it sent none.
@@ -157,19 +158,18 @@ async fn carry(
         .response_baggage
         .then(|| baggage(&call.local));
     let tunnel = reply.accept(own.as_ref()).map_err(Failure::Data)?;
+    if let Some(header) = &call.admitted.proxy_header {
+        let told = proxy_header::send(&mut upstream, header).await;
+        told.map_err(Failure::ApplicationTunnel)?;
+    }
     copy::from_tunnel(tunnel, &mut upstream, report).await
 }
 
 async fn reach(peer: &Peer, call: &Call, subject: &Subject) -> Result<TcpStream, Failure> {
     let shared = &peer.shard.shared;
     shared.decide(subject, &call.local)?;
-    let to = call.admitted.to;
-    if call.admitted.proxy_header.is_some() {
-        return Err(Failure::ApplicationTunnel(
-            "the PROXY protocol towards applications is not supported yet",
-        ));
-    }
-    application(&peer.pod, to, call.admitted.from, &shared.refusals).await
+    let (to, from) = (call.admitted.to, call.admitted.from);
+    application(&peer.pod, to, from, &shared.refusals).await
 }
 
 fn status(why: &Failure) -> hbone::StatusCode {
@@ -178,20 +178,14 @@ fn status(why: &Failure) -> hbone::StatusCode {
 
 fn facts(peer: &Peer, call: &Call) -> Facts {
     let shared = &peer.shard.shared;
-    let gateway = call
-        .head
-        .forwarded_network
-        .as_deref()
-        .is_some_and(|n| !n.eq_ignore_ascii_case(&shared.config.network));
-    let source = (!gateway)
-        .then(|| {
-            shared
-                .index
-                .borrow()
-                .workload_by_ip(&call.local.network, peer.address.ip())
-                .cloned()
-        })
-        .flatten();
+    // who comes through a gateway has the gateway's address
+    let source = if is_elsewhere(&call.head, &shared.config.network) {
+        None
+    } else {
+        let state = shared.state();
+        let found = state.workload_by_ip(&call.local.network, peer.address.ip());
+        found.cloned()
+    };
     Facts {
         direction: Direction::Inbound,
         source: End {
@@ -213,6 +207,12 @@ fn facts(peer: &Peer, call: &Call) -> Facts {
         authority: Some(call.head.authority.to_string().into()),
         mutual_tls: true,
     }
+}
+
+/// Whether the client says that it is on another network than `own`. Names of networks are compared without case.
+fn is_elsewhere(head: &hbone::Head, own: &str) -> bool {
+    let network = head.forwarded_network.as_deref();
+    network.is_some_and(|network| !network.eq_ignore_ascii_case(own))
 }
 
 fn open_flow(peer: &Peer, call: &Call) -> OpenFlow {

@@ -18,6 +18,7 @@ pub mod needs;
 mod outbound;
 mod passthrough;
 mod pod;
+mod proxy_header;
 mod refusals;
 mod report;
 mod shard;

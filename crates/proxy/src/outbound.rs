@@ -2,11 +2,13 @@
 //!
 //! accept → identify → plan → connect → copy → report. What the mesh wants is decided by `mesh::route`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh::{Flow, Hop, Plan, SpiffeId, Workload};
+use mesh::{Flow, Hop, Plan, Workload};
 use telemetry::access::Direction;
+use tokio::net::TcpStream;
 use tracing::Instrument;
 
 use crate::accept::Accepted;
@@ -19,7 +21,7 @@ use crate::lookup::{self, Sources};
 use crate::needs::Dial;
 use crate::pod::{Phase, reached};
 use crate::report::{self, End, Facts, Report};
-use crate::tunnels::{self, Key};
+use crate::tunnels::{self, Crossing, Key};
 
 /// Serves one captured outbound connection to its end.
 pub(crate) async fn serve(flow: Accepted) {
@@ -49,13 +51,28 @@ pub(crate) async fn path(mut flow: Accepted, trace: hbone::Traceparent) {
             );
         }
     };
-    let report = Report::open(&flow.shard, &facts(&flow, &source, &plan), since);
     let shard = flow.shard.clone();
     let _place = shard.live.enter(open_flow(&flow, &plan));
-    let ended = tokio::select! {
+    let mut facts = facts(&flow, &source, &plan);
+    // across networks only the far end's answer says who it is
+    let is_across = matches!(plan.hop, Hop::DoubleHbone { .. });
+    let early = (!is_across).then(|| Report::open(&shard, &facts, since));
+    let upstream = tokio::select! {
         biased;
         () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
-        ended = carry(&mut flow, &source, &plan, trace, &report) => ended,
+        upstream = reach(&flow, &source, &plan, trace) => upstream,
+    };
+    if let Ok(Upstream::Across(crossing)) = &upstream {
+        facts.destination = behind_gateway(plan.to, crossing);
+    }
+    let report = early.unwrap_or_else(|| Report::open(&shard, &facts, since));
+    let ended = match upstream {
+        Ok(upstream) => tokio::select! {
+            biased;
+            () = reached(&mut phase, Phase::Cut) => Err(Failure::Drain),
+            ended = upstream.copy(&mut flow.stream, &report) => ended,
+        },
+        Err(why) => Err(why),
     };
     report.close(ended);
 }
@@ -77,63 +94,91 @@ async fn plan(flow: &Accepted) -> Result<(Arc<Workload>, Plan), Failure> {
     Ok((source, plan))
 }
 
-/// Connects upstream and copies until both directions end.
-async fn carry(
-    flow: &mut Accepted,
-    source: &Arc<Workload>,
-    plan: &Plan,
-    trace: hbone::Traceparent,
-    report: &Report,
-) -> Result<(), Failure> {
-    match tunnel(&plan.hop)? {
-        None => {
-            let dial = Dial::Hop { to: plan.to };
-            let mut upstream = connect(&*flow.pod.net, &dial)
-                .await
-                .map_err(|cause| Failure::Connect { to: plan.to, cause })?;
-            copy::plain(&mut flow.stream, &mut upstream, report).await;
-            Ok(())
-        }
-        Some((authority, expected)) => {
-            let key = Key {
-                source: source.identity(),
-                expected: expected.to_vec(),
-                destination: plan.destination.as_ref().map(|w| w.uid.clone()),
-                client: flow.peer.ip(),
-                next_hop: plan.to,
-            };
-            let service = plan.service.as_ref().map(|s| s.hostname.clone());
-            let connect = hbone::Connect {
-                authority,
-                baggage: baggage(source),
-                forwarded: hbone::Forwarded {
-                    client: flow.peer,
-                    host: service.as_deref(),
-                },
-                traceparent: trace,
-                forwarded_network: None,
-            };
-            let tunnel = flow
-                .shard
-                .tunnels(&flow.pod)
-                .open(&flow.shard, &flow.pod, &key, &connect)
-                .await?;
-            tunnels::copy(&mut flow.stream, tunnel, report).await
+/// What the application's connection is joined to.
+enum Upstream {
+    Plain(TcpStream),
+    Tunnel(hbone::Tunnel),
+    /// a tunnel inside of one to a network gateway
+    Across(Crossing),
+}
+
+impl Upstream {
+    /// Copies until both directions end.
+    async fn copy(self, client: &mut TcpStream, report: &Report) -> Result<(), Failure> {
+        match self {
+            Upstream::Plain(mut server) => {
+                copy::plain(client, &mut server, report).await;
+                Ok(())
+            }
+            Upstream::Tunnel(tunnel) => tunnels::copy(client, tunnel, report).await,
+            Upstream::Across(crossing) => crossing.copy(client, report).await,
         }
     }
 }
 
-/// Authority and expected identities of the tunnel that `hop` asks for; none = plain TCP.
-///
-/// Errors: a tunnel that cannot be made yet is refused: there is no other way to where it leads.
-fn tunnel(hop: &Hop) -> Result<Option<(&str, &[SpiffeId])>, Failure> {
-    match hop {
-        Hop::Passthrough | Hop::Tcp => Ok(None),
+/// Connects upstream.
+async fn reach(
+    flow: &Accepted,
+    source: &Arc<Workload>,
+    plan: &Plan,
+    trace: hbone::Traceparent,
+) -> Result<Upstream, Failure> {
+    let (authority, expected, behind) = match &plan.hop {
+        Hop::Passthrough | Hop::Tcp => {
+            let dial = Dial::Hop { to: plan.to };
+            let connected = connect(&*flow.pod.net, &dial).await;
+            let failed = |cause| Failure::Connect { to: plan.to, cause };
+            return connected.map(Upstream::Plain).map_err(failed);
+        }
         Hop::Hbone {
             authority,
             expected,
-        } => Ok(Some((authority, expected))),
-        Hop::DoubleHbone { .. } => Err(Failure::OtherNetwork),
+        } => (authority, expected, None),
+        Hop::DoubleHbone {
+            authority,
+            gateway,
+            expected,
+        } => (authority, gateway, Some(expected)),
+    };
+    let key = Key {
+        source: source.identity(),
+        expected: expected.clone(),
+        destination: plan.destination.as_ref().map(|w| w.uid.clone()),
+        client: flow.peer.ip(),
+        next_hop: plan.to,
+    };
+    let service = plan.service.as_ref().map(|s| s.hostname.clone());
+    let connect = hbone::Connect {
+        authority,
+        baggage: baggage(source),
+        forwarded: hbone::Forwarded {
+            client: flow.peer,
+            host: service.as_deref(),
+        },
+        traceparent: trace,
+        forwarded_network: None,
+    };
+    let (shard, pod) = (&*flow.shard, &*flow.pod);
+    let tunnels = shard.tunnels(pod);
+    match behind {
+        None => {
+            let tunnel = tunnels.open(shard, pod, &key, &connect).await?;
+            Ok(Upstream::Tunnel(tunnel))
+        }
+        Some(behind) => {
+            let crossing = tunnels.cross(shard, pod, &key, &connect, behind).await?;
+            Ok(Upstream::Across(crossing))
+        }
+    }
+}
+
+/// The destination as whoever answered behind a gateway describes it; only the certificate says who it is.
+fn behind_gateway(gateway: SocketAddr, crossing: &Crossing) -> End {
+    End {
+        address: Some(gateway),
+        workload: None,
+        baggage: Some(crossing.baggage()),
+        identity: crossing.peer.clone(),
     }
 }
 
@@ -182,31 +227,5 @@ fn open_flow(flow: &Accepted, plan: &Plan) -> OpenFlow {
             Hop::Hbone { .. } => "HBONE",
             Hop::DoubleHbone { .. } => "DOUBLEHBONE",
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_plain_hop_goes_without_a_tunnel() {
-        let id = |account: &str| vec![SpiffeId::new("cluster.local", "shop", account)];
-        let authority = || "web.shop:80".to_owned();
-        for plain in [Hop::Passthrough, Hop::Tcp] {
-            assert!(tunnel(&plain).unwrap().is_none());
-        }
-        let hop = Hop::Hbone {
-            authority: authority(),
-            expected: id("web"),
-        };
-        assert_eq!(tunnel(&hop).unwrap(), Some(("web.shop:80", &*id("web"))));
-        let hop = Hop::DoubleHbone {
-            authority: authority(),
-            gateway: id("gateway"),
-            expected: id("web"),
-        };
-        let refused = tunnel(&hop).unwrap_err();
-        assert!(matches!(refused, Failure::OtherNetwork), "{refused}");
     }
 }

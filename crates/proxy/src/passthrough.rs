@@ -90,16 +90,13 @@ async fn carry(
 
 fn facts(flow: &Accepted, local: Arc<Workload>, service: Option<Arc<Service>>) -> Facts {
     let shared = &flow.shard.shared;
-    let source = shared
-        .index
-        .borrow()
-        .workload_by_ip(&local.network, flow.peer.ip())
-        .cloned();
+    let state = shared.state();
+    let source = state.workload_by_ip(&local.network, flow.peer.ip());
     Facts {
         direction: Direction::Inbound,
         source: End {
             address: Some(flow.peer),
-            workload: source,
+            workload: source.cloned(),
             ..End::default()
         },
         destination: End {

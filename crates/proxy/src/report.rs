@@ -158,8 +158,12 @@ fn note(shared: &Shared, record: &Record, failure: &Failure) {
 
 fn record(facts: &Facts) -> Record {
     let mut record = Record::new(Moment::Opened, facts.direction);
-    record.source = peer(&facts.source, facts.mutual_tls);
-    record.destination = peer(&facts.destination, facts.mutual_tls);
+    // a client is known by its canonical service, whom it reached behind a gateway by the workload's name
+    let (client, server) = (&facts.source, &facts.destination);
+    record.source = peer(client, facts.mutual_tls, |b| b.service.clone());
+    record.destination = peer(server, facts.mutual_tls, |b| {
+        b.workload.as_ref().map(|(_, name)| name.clone())
+    });
     record.hbone_authority = facts.authority.clone();
     record.service = facts.service.as_ref().map(|s| s.hostname.clone());
     record
@@ -169,13 +173,14 @@ fn known(text: &Str) -> Option<Str> {
     (!text.is_empty()).then(|| text.clone())
 }
 
-fn peer(end: &End, mutual_tls: bool) -> Peer {
+/// - `name`: what a peer's word calls it where the mesh state does not know it
+fn peer(end: &End, mutual_tls: bool, name: impl FnOnce(&hbone::Baggage) -> Option<Str>) -> Peer {
     let baggage = end.baggage.as_ref();
     let workload = end.workload.as_deref();
     Peer {
         address: end.address,
         workload: workload.map_or_else(
-            || baggage.and_then(|b| b.service.clone()),
+            || baggage.and_then(name),
             |w| (!w.name().is_empty()).then(|| w.name().into()),
         ),
         namespace: workload.map_or_else(

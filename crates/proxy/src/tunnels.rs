@@ -1,6 +1,12 @@
 //! One pod's HBONE tunnels on one data thread: dialled, authenticated, pooled.
 //!
-//! Which tunnel a destination needs is decided in `mesh`; sharing and bounds are the pool's.
+//! Which tunnel a destination needs is decided in `mesh`; sharing and bounds are the pool's. The tunnel inside a tunnel that
+//! leads across networks is made in `inner`.
+
+mod inner;
+
+pub(crate) use self::inner::Crossing;
+use self::inner::Inner;
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -88,6 +94,35 @@ impl Tunnels {
                 done => return done,
             }
         }
+    }
+
+    /// A tunnel of one connection to another network: through one to the gateway at `key.next_hop`, shared or new, to whom
+    /// the gateway leads.
+    ///
+    /// - `connect`: asked of both; the inner one also learns from which network the connection comes
+    ///
+    /// Errors: as [`Tunnels::open`], of either of the two.
+    pub(crate) async fn cross(
+        &self,
+        shard: &Shard,
+        pod: &Pod,
+        key: &Key,
+        connect: &hbone::Connect<'_>,
+        expected: &[SpiffeId],
+    ) -> Result<Crossing, Failure> {
+        let outer = self.open(shard, pod, key, connect).await?;
+        let inner = Inner {
+            credential: shard.shared.certs.get(&key.source).await?,
+            expected,
+            connect: hbone::Connect {
+                forwarded_network: Some(&shard.shared.config.network),
+                ..connect.clone()
+            },
+            settings: &self.settings,
+            pod: &pod.uid,
+            gateway: key.next_hop,
+        };
+        inner.open(outer).await
     }
 
     async fn dial(
