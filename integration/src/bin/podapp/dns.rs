@@ -1,103 +1,26 @@
-//! A DNS server with one answer, and the ways in which applications ask.
+//! A DNS server, and the ways in which applications ask.
 
-use std::io::{self, Read, Write};
+mod flood;
+mod message;
+mod server;
+mod zone;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use crate::{line, plain, serve};
+use crate::plain;
+use flood::Flood;
+use message::{HEAD, framed, question};
+pub use server::Server;
+use server::read_framed;
 
 /// Most bytes of a message.
 const MESSAGE_MAX: usize = 4096;
-/// Bytes of a message's head.
-const HEAD: usize = 12;
-
-/// The server.
-#[derive(Args)]
-pub struct Server {
-    /// Address to listen on, UDP and TCP.
-    #[arg(long, default_value = "[::]:53")]
-    listen: SocketAddr,
-    /// The answer to every question for an A record.
-    #[arg(long, default_value = "192.0.2.1")]
-    answer: Ipv4Addr,
-}
-
-impl Server {
-    /// Serves for ever.
-    pub fn run(&self) -> Result<()> {
-        let udp = UdpSocket::bind(self.listen).with_context(|| format!("bind {}", self.listen))?;
-        let answer = self.answer;
-        thread::spawn(move || {
-            let mut buf = vec![0; MESSAGE_MAX];
-            while let Ok((n, from)) = udp.recv_from(&mut buf) {
-                line(&format!("udp from {}", plain(from)));
-                if let Some(reply) = reply(&buf[..n], answer) {
-                    // a client that is gone already is its own matter
-                    let _ = udp.send_to(&reply, from);
-                }
-            }
-        });
-        for stream in serve::listen(self.listen)?.incoming() {
-            let Ok(stream) = stream else { continue };
-            thread::spawn(move || over_tcp(stream, answer));
-        }
-        Ok(())
-    }
-}
-
-fn over_tcp(mut stream: TcpStream, answer: Ipv4Addr) -> io::Result<()> {
-    line(&format!("tcp from {}", plain(stream.peer_addr()?)));
-    loop {
-        let asked = read_framed(&mut stream)?;
-        let Some(reply) = reply(&asked, answer) else {
-            return Ok(());
-        };
-        stream.write_all(&framed(&reply))?;
-    }
-}
-
-fn framed(message: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
-    [&length.to_be_bytes(), message].concat()
-}
-
-fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
-    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut message)?;
-    Ok(message)
-}
-
-/// The reply to a question with one A record; none to anything else.
-fn reply(asked: &[u8], answer: Ipv4Addr) -> Option<Vec<u8>> {
-    let head = asked.get(..HEAD)?;
-    let name = asked.get(HEAD..)?.iter().position(|&byte| byte == 0)?;
-    let question = asked.get(HEAD..HEAD + name + 5)?;
-    // the same id, response and recursion available; one question, one answer
-    let mut reply = vec![head[0], head[1], 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
-    reply.extend_from_slice(question);
-    // pointer to the name in the question, type A, class IN, 30 s, 4 bytes
-    reply.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4]);
-    reply.extend_from_slice(&answer.octets());
-    Some(reply)
-}
-
-fn question(id: u16, name: &str) -> Vec<u8> {
-    let mut message = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    message[..2].copy_from_slice(&id.to_be_bytes());
-    for label in name.split('.').filter(|label| !label.is_empty()) {
-        message.push(u8::try_from(label.len()).unwrap_or(63));
-        message.extend_from_slice(label.as_bytes());
-    }
-    message.extend_from_slice(&[0, 0, 1, 0, 1]);
-    message
-}
 
 /// The address of the last record, which is what this server's replies end with.
 fn answer_in(id: u16, message: &[u8]) -> io::Result<String> {
@@ -137,57 +60,110 @@ pub struct Dig {
     /// How.
     #[arg(long, value_enum, default_value = "unconnected")]
     way: Way,
-    /// What.
+    /// What; of several the first, but by a flood, which asks for them in turn.
     #[arg(long, default_value = "example.test")]
-    name: String,
+    name: Vec<String>,
     /// How long to wait, in milliseconds.
     #[arg(long, default_value_t = 3000)]
     timeout_ms: u64,
+    /// A flood over UDP: so many questions each second.
+    #[arg(long)]
+    rate: Option<u32>,
+    /// How long a flood is, in seconds.
+    #[arg(long, default_value_t = 5)]
+    secs: u64,
+    /// Instead of a question these bytes, in hexadecimal digits; over TCP as they are.
+    #[arg(long)]
+    raw: Option<String>,
 }
 
 impl Dig {
-    /// `ok`, the own `port` and `answers`: a list of `answer` and `from`, as the socket reports the sender.
+    /// `ok`, the own `port` and `answers`: a list of `answer` and `from`, as the socket reports the sender. With raw bytes
+    /// `back`: what came, in hexadecimal digits. Of a flood what [`Flood::run`] says.
     pub fn run(&self) -> Value {
-        match self.ask() {
-            Ok((port, answers)) => {
-                let answers: Vec<_> = answers
-                    .iter()
-                    .map(|(answer, from)| json!({"answer": answer, "from": from.to_string()}))
-                    .collect();
-                json!({"ok": true, "port": port, "answers": answers})
-            }
-            Err(error) => {
-                json!({"ok": false, "error": error.to_string(), "kind": format!("{:?}", error.kind())})
-            }
-        }
+        let said = match (self.rate, &self.raw) {
+            (Some(rate), _) => self.flood(rate),
+            (None, Some(raw)) => self.raw(raw),
+            (None, None) => self.question(),
+        };
+        said.unwrap_or_else(
+            |error| json!({"ok": false, "error": error.to_string(), "kind": format!("{:?}", error.kind())}),
+        )
     }
 
-    /// The own port, and each answer with its sender.
-    fn ask(&self) -> io::Result<(u16, Vec<(String, SocketAddr)>)> {
+    fn question(&self) -> io::Result<Value> {
+        let (port, answers) = self.ask()?;
+        let answers: Vec<_> = answers
+            .iter()
+            .map(|(answer, from)| json!({"answer": answer, "from": from.to_string()}))
+            .collect();
+        Ok(json!({"ok": true, "port": port, "answers": answers}))
+    }
+
+    fn flood(&self, rate: u32) -> io::Result<Value> {
+        let flood = Flood {
+            server: self.server[0],
+            names: self.name.clone(),
+            rate,
+            time: Duration::from_secs(self.secs),
+        };
+        flood.run()
+    }
+
+    fn raw(&self, digits: &str) -> io::Result<Value> {
+        let bytes = bytes_of(digits).ok_or_else(|| io::Error::other("not hexadecimal"))?;
         let limit = Duration::from_millis(self.timeout_ms);
-        let first = self.server[0];
-        if self.way == Way::Tcp {
-            let mut stream = TcpStream::connect_timeout(&first, limit)?;
+        let mut back = vec![0; MESSAGE_MAX];
+        let n = if self.way == Way::Tcp {
+            let mut stream = TcpStream::connect_timeout(&self.server[0], limit)?;
             stream.set_read_timeout(Some(limit))?;
-            stream.write_all(&framed(&question(7, &self.name)))?;
-            let answer = answer_in(7, &read_framed(&mut stream)?)?;
-            return Ok((
-                stream.local_addr()?.port(),
-                vec![(answer, stream.peer_addr()?)],
-            ));
+            stream.write_all(&bytes)?;
+            io::Read::read(&mut stream, &mut back)?
+        } else {
+            let socket = self.socket(limit)?;
+            socket.connect(self.server[0])?;
+            socket.send(&bytes)?;
+            socket.recv(&mut back)?
+        };
+        let mut shown = String::new();
+        for byte in &back[..n] {
+            let _ = write!(shown, "{byte:02x}");
         }
-        let any: SocketAddr = if first.is_ipv4() {
+        Ok(json!({"ok": true, "back": shown}))
+    }
+
+    fn socket(&self, limit: Duration) -> io::Result<UdpSocket> {
+        let any: SocketAddr = if self.server[0].is_ipv4() {
             ([0, 0, 0, 0], 0).into()
         } else {
             ([0u16; 8], 0).into()
         };
         let socket = UdpSocket::bind(any)?;
         socket.set_read_timeout(Some(limit))?;
+        Ok(socket)
+    }
+
+    /// The own port, and each answer with its sender.
+    fn ask(&self) -> io::Result<(u16, Vec<(String, SocketAddr)>)> {
+        let limit = Duration::from_millis(self.timeout_ms);
+        let first = self.server[0];
+        let name = &self.name[0];
+        if self.way == Way::Tcp {
+            let mut stream = TcpStream::connect_timeout(&first, limit)?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.write_all(&framed(&question(7, name)))?;
+            let answer = answer_in(7, &read_framed(&mut stream)?)?;
+            return Ok((
+                stream.local_addr()?.port(),
+                vec![(answer, stream.peer_addr()?)],
+            ));
+        }
+        let socket = self.socket(limit)?;
         if self.way == Way::Connected {
             socket.connect(first)?;
         }
         for (id, server) in (1..).zip(&self.server) {
-            let asked = question(id, &self.name);
+            let asked = question(id, name);
             if self.way == Way::Connected {
                 socket.send(&asked)?
             } else {
@@ -213,4 +189,10 @@ impl Dig {
             answers.into_iter().flatten().collect(),
         ))
     }
+}
+
+fn bytes_of(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    pairs.map(byte).collect()
 }
