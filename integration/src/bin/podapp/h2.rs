@@ -16,7 +16,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::{line, serve};
 
-fn runtime() -> Result<Runtime> {
+/// One thread, with sockets and timers.
+pub fn runtime() -> Result<Runtime> {
     Builder::new_current_thread()
         .enable_all()
         .build()

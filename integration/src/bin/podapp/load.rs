@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -40,17 +40,43 @@ pub struct Load {
     stop_file: Option<PathBuf>,
 }
 
+/// What came of the connections.
+#[derive(Default)]
+struct Found {
+    times: Vec<u64>,
+    errors: BTreeMap<String, u64>,
+    window: Option<(u64, u64)>,
+}
+
+impl Found {
+    fn failed(&mut self, why: &str, begun: u64) {
+        *self.errors.entry(why.to_owned()).or_default() += 1;
+        let first = self.window.map_or(begun, |(first, _)| first.min(begun));
+        self.window = Some((first, unix_ms()));
+    }
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
 impl Load {
-    /// `ok`, `failed`, `errors` (text to count), `ms_max`, `ms_p50`, `ms_p99`.
+    /// `ok`, `failed`, `errors` (text to count), `ms_max`, `ms_p50`, `ms_p99`; `failed_begin` and `failed_end`: when the first
+    /// failed connection was begun and the last one had failed, in milliseconds since 1970.
     pub fn run(&self) -> Value {
         let taken = AtomicU64::new(0);
-        let found = Mutex::new((Vec::new(), BTreeMap::<String, u64>::new()));
+        let found = Mutex::new(Found::default());
         thread::scope(|scope| {
             for _ in 0..self.threads {
                 scope.spawn(|| self.work(&taken, &found));
             }
         });
-        let (mut times, errors) = found.into_inner().unwrap_or_default();
+        let Found {
+            mut times,
+            errors,
+            window,
+        } = found.into_inner().unwrap_or_default();
         times.sort_unstable();
         let at = |share: usize| {
             times
@@ -61,16 +87,17 @@ impl Load {
         };
         let failed: u64 = errors.values().sum();
         json!({"ok": times.len(), "failed": failed, "errors": errors,
-            "ms_p50": at(50), "ms_p99": at(99), "ms_max": times.last()})
+            "ms_p50": at(50), "ms_p99": at(99), "ms_max": times.last(),
+            "failed_begin": window.map(|(begin, _)| begin), "failed_end": window.map(|(_, end)| end)})
     }
 
-    fn work(&self, taken: &AtomicU64, found: &Mutex<(Vec<u64>, BTreeMap<String, u64>)>) {
+    fn work(&self, taken: &AtomicU64, found: &Mutex<Found>) {
         loop {
             let number = taken.fetch_add(1, Ordering::Relaxed);
             if number >= self.count && self.stop_file.as_deref().is_none_or(Path::exists) {
                 return;
             }
-            let since = Instant::now();
+            let (since, begun) = (Instant::now(), unix_ms());
             let outcome = self.one();
             let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
             {
@@ -78,10 +105,8 @@ impl Load {
                     .lock()
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
                 match outcome {
-                    Ok(()) => found.0.push(ms),
-                    Err((step, error)) => {
-                        *found.1.entry(format!("{step}: {error}")).or_default() += 1
-                    }
+                    Ok(()) => found.times.push(ms),
+                    Err((step, error)) => found.failed(&format!("{step}: {error}"), begun),
                 }
             }
             if (number + 1).is_multiple_of(PROGRESS_EVERY) {

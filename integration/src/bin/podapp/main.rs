@@ -11,7 +11,9 @@ mod hold;
 mod load;
 mod many;
 mod proxied;
+mod rpc;
 mod serve;
+mod talk;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -76,6 +78,20 @@ enum Command {
         #[arg(long, default_value = "[::]:8082")]
         listen: SocketAddr,
     },
+    /// gRPC server without TLS: sends back each message, and ends with trailers.
+    Grpc {
+        /// Address to listen on.
+        #[arg(long, default_value = "[::]:8083")]
+        listen: SocketAddr,
+    },
+    /// gRPC calls to that server over one connection.
+    Call(rpc::Call),
+    /// TCP server that speaks first.
+    Greeter(talk::Greeter),
+    /// Listens to that server, then talks.
+    Greet(talk::Greet),
+    /// Many bytes through an echo server, both ways at once.
+    Transfer(talk::Transfer),
     /// One HTTP/2 request whose body goes on and on, against that server.
     Stream(h2::Stream),
 }
@@ -94,6 +110,11 @@ fn main() -> Result<()> {
         Command::Hold(hold) => hold.run(),
         Command::Many(many) => say(&many.run()),
         Command::H2 { listen } => h2::serve(listen),
+        Command::Grpc { listen } => rpc::serve(listen),
+        Command::Call(call) => say(&call.run()),
+        Command::Greeter(greeter) => greeter.run(),
+        Command::Greet(greet) => say(&greet.run()),
+        Command::Transfer(transfer) => say(&transfer.run()),
         Command::Stream(stream) => say(&stream.run()?),
     }
 }

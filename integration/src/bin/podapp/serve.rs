@@ -1,5 +1,6 @@
 //! Servers: HTTP, TCP echo, UDP echo; one thread per connection.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
@@ -52,7 +53,7 @@ pub fn each(
     Ok(())
 }
 
-/// HTTP/1.1 with keep-alive. `/bytes/<n>` answers with n bytes, everything else with JSON.
+/// HTTP/1.1 with keep-alive. A path that ends in `/bytes/<n>` is answered with n bytes, everything else with JSON.
 pub fn http(addr: SocketAddr, name: &str) -> Result<()> {
     let name = name.to_owned();
     each(addr, move |stream| http_connection(stream, &name))
@@ -68,10 +69,14 @@ fn http_connection(stream: TcpStream, name: &str) -> io::Result<()> {
             return Ok(());
         }
         let (mut length, mut close) = (0u64, false);
+        let mut headers = BTreeMap::new();
         loop {
             let mut head = String::new();
             if reader.by_ref().take(HEAD_MAX).read_line(&mut head)? == 0 {
                 return Ok(());
+            }
+            if let Some((key, value)) = head.split_once(':') {
+                headers.insert(key.to_ascii_lowercase(), value.trim().to_owned());
             }
             let head = head.trim().to_ascii_lowercase();
             if head.is_empty() {
@@ -85,12 +90,12 @@ fn http_connection(stream: TcpStream, name: &str) -> io::Result<()> {
         io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
         let path = request.split(' ').nth(1).unwrap_or("/").to_owned();
         let body = match path
-            .strip_prefix("/bytes/")
-            .and_then(|n| n.parse::<usize>().ok())
+            .rsplit_once("/bytes/")
+            .and_then(|(_, n)| n.parse::<usize>().ok())
         {
             Some(n) => vec![b'x'; n],
             None => {
-                let seen = json!({"app": name, "peer": peer.to_string(), "local": local.to_string(), "path": path, "read": length});
+                let seen = json!({"app": name, "peer": peer.to_string(), "local": local.to_string(), "path": path, "read": length, "headers": headers});
                 format!("{seen}\n").into_bytes()
             }
         };
