@@ -26,6 +26,16 @@ pub struct NetnsId {
     pub inode: u64,
 }
 
+impl NetnsId {
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            dev: meta.dev(),
+            inode: meta.ino(),
+        })
+    }
+}
+
 /// An open network namespace. While it is open, the kernel keeps the namespace alive.
 #[derive(Debug)]
 pub struct Netns {
@@ -50,11 +60,7 @@ impl Netns {
                 "not a network namespace",
             ));
         }
-        let meta = File::from(fd.try_clone()?).metadata()?;
-        let id = NetnsId {
-            dev: meta.dev(),
-            inode: meta.ino(),
-        };
+        let id = NetnsId::of(&File::from(fd.try_clone()?))?;
         let mut netns = Self { fd, id, cookie: 0 };
         netns.cookie = netns.run(|| socket::netns_cookie(&socket::probe()?))??;
         Ok(netns)
@@ -94,9 +100,14 @@ impl Netns {
     /// Sockets made by `work` belong to this namespace for good. `work` must not await and should be short: the thread is elsewhere meanwhile.
     /// A thread that cannot come back would serve other pods from the wrong namespace, so the process aborts then, also when `work` panics.
     ///
+    /// A thread that is there already goes nowhere, and needs no leave for that.
+    ///
     /// Errors: the thread cannot enter (`EPERM` without `CAP_SYS_ADMIN`); `work` has not run then.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let home = File::open(OWN)?;
+        if NetnsId::of(&home)? == self.id {
+            return Ok(work());
+        }
         setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
         let _back = WayBack { home };
         Ok(work())

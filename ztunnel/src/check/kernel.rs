@@ -25,6 +25,10 @@ pub fn findings(config: &Config) -> Vec<Finding> {
 pub fn at_start(config: &Config) -> Vec<Finding> {
     match config.capture.redirect {
         Redirect::Ebpf => ebpf(config),
+        // no pod is entered
+        Redirect::External { .. } if config.mode != Mode::Shared => {
+            vec![probe::original_destination()]
+        }
         Redirect::External { mark, reuse_port } => external(mark, reuse_port),
     }
 }

@@ -3,7 +3,7 @@
 use capture::probe::{self, Finding, Status};
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{Config, Enroll, Redirect};
+use crate::config::{Config, Enroll, Mode, Redirect};
 
 /// `linux/capability.h`.
 const CAPABILITIES: [(&str, u32); 3] = [("NET_ADMIN", 12), ("SYS_ADMIN", 21), ("NET_RAW", 13)];
@@ -14,7 +14,7 @@ const DESCRIPTORS_MIN: u64 = 65_536;
 pub fn findings(config: &Config) -> Vec<Finding> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut found = vec![
-        capabilities(&status, config.capture.redirect == Redirect::Ebpf),
+        capabilities(&status, Needs::of(config)),
         seccomp(&status),
         descriptors(),
     ];
@@ -31,13 +31,43 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     found
 }
 
+/// What the daemon does with its capabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// captures
+    Programs,
+    /// enters pods that others capture
+    Pods,
+    /// stays where it is, and others capture: it needs none
+    Nothing,
+}
+
+impl Needs {
+    fn of(config: &Config) -> Self {
+        match (config.capture.redirect, &config.mode) {
+            (Redirect::Ebpf, _) => Self::Programs,
+            (Redirect::External { .. }, Mode::Shared) => Self::Pods,
+            (Redirect::External { .. }, Mode::Dedicated(_)) => Self::Nothing,
+        }
+    }
+
+    /// Whether it has a use for a capability.
+    fn uses(self, name: &str) -> bool {
+        match self {
+            Self::Programs => true,
+            Self::Pods => name != "NET_RAW",
+            Self::Nothing => name == "NET_ADMIN",
+        }
+    }
+}
+
 /// A field of `/proc/self/status`.
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.strip_prefix(':').map(str::trim)
 }
 
-fn capabilities(status: &str, raw: bool) -> Finding {
+fn capabilities(status: &str, needs: Needs) -> Finding {
     const NAME: &str = "capabilities";
     let hint = "run as root with the capabilities NET_ADMIN, SYS_ADMIN and NET_RAW (securityContext.capabilities.add)";
     let held = field(status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
@@ -47,13 +77,18 @@ fn capabilities(status: &str, raw: bool) -> Finding {
     };
     let missing: Vec<&str> = CAPABILITIES
         .iter()
-        .filter(|(name, bit)| held >> bit & 1 == 0 && (raw || *name != "NET_RAW"))
+        .filter(|(name, bit)| held >> bit & 1 == 0 && needs.uses(name))
         .map(|(name, _)| *name)
         .collect();
     if missing.is_empty() {
         return Finding::ok(NAME, "all that are needed");
     }
-    Finding::failed(NAME, format!("missing {}", missing.join(", ")), hint)
+    let detail = format!("missing {}", missing.join(", "));
+    if needs == Needs::Nothing {
+        let hint = "applications see this machine as their client: give NET_ADMIN if they are to see the client itself";
+        return Finding::warning(NAME, detail, hint);
+    }
+    Finding::failed(NAME, detail, hint)
 }
 
 fn seccomp(status: &str) -> Finding {
@@ -86,24 +121,27 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_bit_by_bit() {
+        use Needs::{Nothing, Pods, Programs};
         let cases = [
-            ("CapEff:\t000001ffffffffff\n", true, None),
-            ("Name:\tx\nCapEff:\t0000000000203000\n", true, None),
-            ("CapEff:\t0000000000201000\n", false, None),
-            ("CapEff:\t0000000000201000\n", true, Some("missing NET_RAW")),
+            ("CapEff:\t000001ffffffffff\n", Programs, None),
+            ("Name:\tx\nCapEff:\t0000000000203000\n", Programs, None),
+            ("CapEff:\t0000000000201000\n", Pods, None),
+            ("CapEff:\t0000000000001000\n", Nothing, None),
+            ("CapEff:\t0\n", Nothing, Some("missing NET_ADMIN")),
+            ("CapEff:\t0000000000201000\n", Programs, Some("missing NET_RAW")),
             (
                 "CapEff:\t0000000000000000\n",
-                true,
+                Programs,
                 Some("missing NET_ADMIN, SYS_ADMIN, NET_RAW"),
             ),
             (
                 "CapBnd:\t0000000000203000\n",
-                true,
+                Programs,
                 Some("no line CapEff in /proc/self/status"),
             ),
         ];
-        for (status, raw, failed) in cases {
-            let finding = capabilities(status, raw);
+        for (status, needs, failed) in cases {
+            let finding = capabilities(status, needs);
             match failed {
                 None => assert_eq!(finding.status, Status::Ok, "{status}"),
                 Some(detail) => assert_eq!(finding.detail, detail),
