@@ -128,7 +128,11 @@ mod tests {
             ("CapEff:\t0000000000201000\n", Pods, None),
             ("CapEff:\t0000000000001000\n", Nothing, None),
             ("CapEff:\t0\n", Nothing, Some("missing NET_ADMIN")),
-            ("CapEff:\t0000000000201000\n", Programs, Some("missing NET_RAW")),
+            (
+                "CapEff:\t0000000000201000\n",
+                Programs,
+                Some("missing NET_RAW"),
+            ),
             (
                 "CapEff:\t0000000000000000\n",
                 Programs,
