@@ -20,7 +20,7 @@ use sys::socket::{DialOptions, Keepalive, bind_source, dial_socket, set_transpar
 use tokio::net::TcpSocket;
 
 pub use self::dns::PodDns;
-use self::dns::{RedirectedDns, Servers};
+use self::dns::{RedirectedDns, node_resolvers};
 use crate::config;
 
 /// Source ports of connections to the application that keep the client's address. Outside of the usual ephemeral range,
@@ -51,7 +51,7 @@ pub fn keep_alive_of(listener: &TcpListener, keepalive: &config::Keepalive) -> i
 
 /// What serves a pod whose traffic others redirect to `sockets`.
 ///
-/// Errors: the kernel's, about keepalive; no usable resolver of the node, where questions come to `sockets`.
+/// Errors: the kernel's, about keepalive.
 pub fn external(
     sockets: external::Sockets,
     netns: &Arc<Netns>,
@@ -72,12 +72,7 @@ pub fn external(
         },
         ..PodNet::new(Arc::clone(netns), &config.keepalive)
     };
-    let servers = if sockets.dns.is_empty() {
-        Servers::default()
-    } else {
-        Servers::of_node()
-    };
-    let port = |socket| Box::new(RedirectedDns::new(socket, servers.clone())) as Box<dyn DnsPort>;
+    let port = |socket| Box::new(RedirectedDns(socket)) as Box<dyn DnsPort>;
     let listeners = Listeners {
         outbound: Some(sockets.outbound),
         hbone: Some(sockets.hbone),
@@ -125,6 +120,8 @@ pub struct PodNet {
     netns: Arc<Netns>,
     base: DialOptions,
     via: Via,
+    /// those of the node when this was made
+    resolvers: Vec<SocketAddr>,
 }
 
 impl PodNet {
@@ -135,8 +132,12 @@ impl PodNet {
             user_timeout: user_timeout(keepalive),
             ..DialOptions::default()
         };
-        let via = Via::Ebpf;
-        Self { netns, base, via }
+        Self {
+            netns,
+            base,
+            via: Via::Ebpf,
+            resolvers: node_resolvers(),
+        }
     }
 
     /// Sockets in the daemon's own namespace, `netns`, which nobody captures.
@@ -188,6 +189,14 @@ impl Net for PodNet {
         socket.set_nonblocking(true)?;
         socket.connect(resolver)?;
         Ok(socket)
+    }
+
+    fn node_resolvers(&self) -> &[SocketAddr] {
+        &self.resolvers
+    }
+
+    fn keeps_resolver(&self) -> bool {
+        !matches!(self.via, Via::External { .. })
     }
 
     fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {

@@ -131,9 +131,9 @@ pub(crate) fn start(shard: &Rc<Shard>, pod: &Arc<Pod>, listeners: Listeners, doo
         });
     }
     for (port, door) in dns.into_iter().zip(doors) {
-        let (shared, pod) = (Arc::clone(&shard.shared), Arc::clone(pod));
+        let (shard, pod) = (Rc::clone(shard), Arc::clone(pod));
         tokio::task::spawn_local(async move {
-            dns::serve(shared, pod, port).await;
+            dns::serve(shard, pod, port).await;
             drop(door);
         });
     }

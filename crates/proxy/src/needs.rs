@@ -70,6 +70,16 @@ pub trait Net: Send + Sync {
     /// A non-blocking UDP socket in the pod's namespace, connected to `resolver` and exempt from DNS steering.
     fn resolver(&self, resolver: SocketAddr) -> io::Result<UdpSocket>;
 
+    /// Resolvers of the node, for questions of which it is not known whom they were meant for. In the order of `/etc/resolv.conf`.
+    fn node_resolvers(&self) -> &[SocketAddr] {
+        &[]
+    }
+
+    /// Whether connections to resolvers keep the address of the one that the application chose, so that it is to be asked.
+    fn keeps_resolver(&self) -> bool {
+        true
+    }
+
     /// Where a captured connection was meant to go; none = nobody captured it, it was made to the listener itself.
     ///
     /// Capture that leaves addresses as they are needs nothing but the local address.
@@ -87,8 +97,8 @@ pub struct Asked {
     pub len: usize,
     /// the application's socket
     pub client: SocketAddr,
-    /// the resolver that is to answer it
-    pub resolver: SocketAddr,
+    /// the resolver that it was meant for; none = capture lost it
+    pub resolver: Option<SocketAddr>,
 }
 
 /// One of the pod's DNS sockets: questions in, answers out under the address that the client expects.
@@ -101,8 +111,8 @@ pub trait DnsPort: Send {
     /// Errors: `WouldBlock` when none waits.
     fn try_recv(&self, buf: &mut [u8]) -> io::Result<Asked>;
 
-    /// Sends `answer` of `resolver` to `client`, as if whom it asked had.
-    fn answer(&self, resolver: SocketAddr, client: SocketAddr, answer: &[u8]) -> io::Result<()>;
+    /// Sends `answer` to the client of `asked`, as if the resolver that it asked had.
+    fn answer(&self, asked: &Asked, answer: &[u8]) -> io::Result<()>;
 
     /// No more questions are to come here; answers still go out.
     fn close(&self) {}

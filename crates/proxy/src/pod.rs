@@ -10,6 +10,7 @@ use mesh::Str;
 use tokio::sync::{Notify, watch};
 
 use crate::budget::{Budget, LOOKUPS_PER_POD_MAX, Share};
+use crate::dns::Memory;
 use crate::needs::{DnsPort, Net};
 
 /// How far a pod's time in the mesh has come.
@@ -82,6 +83,8 @@ pub struct Pod {
     pub(crate) lookups_out: Budget,
     /// open questions for what peers ask
     pub(crate) lookups_in: Budget,
+    /// what it asked of resolvers
+    pub(crate) dns: Memory,
     /// listeners that may still bring connections
     doors: AtomicUsize,
     idle: Notify,
@@ -124,6 +127,7 @@ impl Pod {
             shares: Share::ALL.map(|share| Budget::new(share.most())),
             lookups_out: Budget::new(LOOKUPS_PER_POD_MAX),
             lookups_in: Budget::new(LOOKUPS_PER_POD_MAX),
+            dns: Memory::default(),
             doors: AtomicUsize::new(0),
             idle: Notify::new(),
         })

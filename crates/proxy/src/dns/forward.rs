@@ -1,0 +1,164 @@
+//! Asks a resolver from within the pod's namespace: UDP first, TCP for what is too long for it, once more when nothing comes.
+//!
+//! Each try has a socket of its own, and so a source port of the kernel's choice, and an id of its own. What `relay` does not take
+//! for the answer is not one. Which questions are asked at all is left to `memory`.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::time::{sleep, timeout};
+
+use super::relay::{Reception, receive};
+use crate::needs::{Dial, Net};
+
+/// A second try begins when the first has no answer after this long; whichever answers first counts.
+const SECOND_TRY_AFTER: Duration = Duration::from_millis(1500);
+/// A question is given up after this long: clients ask again after 5 s and should hear of it before that.
+const ANSWER_WAIT: Duration = Duration::from_millis(4500);
+/// Datagrams of the resolver's address that do not answer the question, until the try is given up: somebody is guessing.
+const FORGERIES_MAX: u32 = 32;
+/// Largest DNS message.
+pub(super) const MESSAGE_BYTES_MAX: usize = 65_535;
+
+thread_local! {
+    /// Where messages land before their length is known.
+    pub(super) static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; MESSAGE_BYTES_MAX]);
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Trouble {
+    #[error("no answer within {ANSWER_WAIT:?}")]
+    Silence,
+    #[error("there is no resolver to ask")]
+    NoResolver,
+    #[error("too many messages that do not answer the question")]
+    Forgeries,
+    #[error("too many questions under way")]
+    Busy,
+    #[error("{0}")]
+    Network(Arc<io::Error>),
+    #[error("the pod is leaving")]
+    Leaving,
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Network(error.into())
+    }
+}
+
+/// An answer, and the place in the list of the resolver that gave it.
+pub(super) type Answered = (Arc<[u8]>, usize);
+
+/// Asks `question`, whatever its id, of the resolver at `first` of `resolvers`; of the next one when that is silent or out of
+/// reach.
+///
+/// Errors: none answered in time, or none can be reached.
+pub(super) async fn ask(
+    net: &dyn Net,
+    resolvers: &[SocketAddr],
+    first: usize,
+    question: &[u8],
+) -> Result<Answered, Trouble> {
+    let place = |turn: usize| first.wrapping_add(turn) % resolvers.len().max(1);
+    let attempt = |turn: usize| async move {
+        let at = place(turn);
+        let resolver = resolvers.get(at).copied().ok_or(Trouble::NoResolver)?;
+        let answer = once(net, resolver, question).await?;
+        Ok((answer.into(), at))
+    };
+    let two = async {
+        let mut one = std::pin::pin!(attempt(0));
+        tokio::select! {
+            done = &mut one => match done {
+                Ok(answer) => return Ok(answer),
+                // out of reach: told at once, so the other is asked at once
+                Err(trouble) if resolvers.len() < 2 => return Err(trouble),
+                Err(_) => return attempt(1).await,
+            },
+            () = sleep(SECOND_TRY_AFTER) => {}
+        }
+        let mut other = std::pin::pin!(attempt(1));
+        tokio::select! {
+            Ok(answer) = &mut one => Ok(answer),
+            Ok(answer) = &mut other => Ok(answer),
+            else => Err(Trouble::Silence),
+        }
+    };
+    timeout(ANSWER_WAIT, two)
+        .await
+        .unwrap_or(Err(Trouble::Silence))
+}
+
+/// One try with one resolver.
+async fn once(net: &dyn Net, resolver: SocketAddr, question: &[u8]) -> Result<Vec<u8>, Trouble> {
+    let mut question = question.to_vec();
+    let id: [u8; 2] = rand::rng().random();
+    if let Some(place) = question.first_chunk_mut() {
+        *place = id;
+    }
+    let (answer, reception) = over_udp(net, resolver, &question).await?;
+    if reception == Reception::Whole {
+        return Ok(answer);
+    }
+    match over_tcp(net, resolver, &question).await {
+        Ok(whole) => Ok(whole),
+        Err(error) => {
+            // the client may fare better with it than without
+            tracing::debug!(%resolver, %error, "a long dns answer could not be had over tcp");
+            Ok(answer)
+        }
+    }
+}
+
+async fn over_udp(
+    net: &dyn Net,
+    resolver: SocketAddr,
+    question: &[u8],
+) -> Result<(Vec<u8>, Reception), Trouble> {
+    let socket = UdpSocket::from_std(net.resolver(resolver)?)?;
+    socket.send(question).await?;
+    let mut forgeries = 0;
+    loop {
+        socket.readable().await?;
+        let received = SCRATCH.with_borrow_mut(|scratch| {
+            let len = socket.try_recv(scratch)?;
+            let reception = receive(question, &scratch[..len]);
+            let is_ours = reception != Reception::Foreign;
+            Ok::<_, io::Error>(is_ours.then(|| (scratch[..len].to_vec(), reception)))
+        });
+        match received {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => forgeries += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        if forgeries >= FORGERIES_MAX {
+            return Err(Trouble::Forgeries);
+        }
+    }
+}
+
+async fn over_tcp(net: &dyn Net, resolver: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = net.socket(&Dial::Hop { to: resolver })?;
+    let mut stream = socket.connect(resolver).await?;
+    let len = u16::try_from(question.len()).map_err(io::Error::other)?;
+    let mut message = Vec::with_capacity(2 + question.len());
+    message.extend_from_slice(&len.to_be_bytes());
+    message.extend_from_slice(question);
+    stream.write_all(&message).await?;
+    let mut answer = Vec::new();
+    let len = stream.read_u16().await?;
+    let read = stream.take(len.into()).read_to_end(&mut answer).await?;
+    match receive(question, &answer) {
+        Reception::Whole if read == usize::from(len) => Ok(answer),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
