@@ -60,7 +60,7 @@ fn header(stream: &mut impl Read) -> io::Result<Value> {
     let mut rest = vec![0; usize::from(u16::from_be_bytes([fixed[14], fixed[15]]))];
     stream.read_exact(&mut rest)?;
     let (family, addresses) = match fixed[13] {
-        0x01 => ("UNSPEC", 0),
+        0x00 => ("UNSPEC", 0),
         0x11 => ("INET", 12),
         0x21 => ("INET6", 36),
         other => return wrong(&format!("family and transport {other:02x}")),
@@ -142,7 +142,7 @@ mod tests {
         (v6[15], v6[31], v6[35]) = (1, 2, 80);
         let said = header(&mut &with(0x21, &v6)[..]).unwrap();
         assert_eq!(said["destination"], "[::2]:80");
-        let said = header(&mut &with(0x01, &[])[..]).unwrap();
+        let said = header(&mut &with(0x00, &[])[..]).unwrap();
         assert_eq!(said, json!({"family": "UNSPEC", "tlvs": {}}));
     }
 
@@ -150,15 +150,16 @@ mod tests {
     fn takes_nothing_else() {
         let mut other_version = with(0x11, &[0; 12]);
         other_version[12] = 0x11;
-        let bad: [(&str, Vec<u8>); 8] = [
+        let bad: [(&str, Vec<u8>); 9] = [
             ("text", b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n".to_vec()),
             ("version", other_version),
             ("transport", with(0x12, &[0; 12])),
             ("family", with(0x31, &[0; 12])),
+            ("unspecified, and yet TCP", with(0x01, &[])),
             ("addresses cut short", with(0x21, &[0; 35])),
-            ("value cut short", with(0x01, &[0xd0, 0, 9, b'x'])),
-            ("bytes too many", with(0x01, &[0xd0, 0, 0, 0, 0])),
-            ("twice", with(0x01, &[0xd0, 0, 0, 0xd0, 0, 0])),
+            ("value cut short", with(0x00, &[0xd0, 0, 9, b'x'])),
+            ("bytes too many", with(0x00, &[0xd0, 0, 0, 0, 0])),
+            ("twice", with(0x00, &[0xd0, 0, 0, 0xd0, 0, 0])),
         ];
         for (what, bytes) in bad {
             assert!(header(&mut &bytes[..]).is_err(), "{what}");
