@@ -251,19 +251,4 @@ async fn leave(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_grow_with_the_flow() {
-        for (moved, size) in [
-            (0, 1024),
-            (131_071, 1024),
-            (131_072, 16_320),
-            (10_485_759, 16_320),
-            (10_485_760, 262_080),
-        ] {
-            assert_eq!(read_size(moved), size, "{moved}");
-        }
-    }
-}
+mod tests;

@@ -370,6 +370,7 @@ mod tests {
         let to: SocketAddr = "10.0.0.1:15008".parse().unwrap();
         let io = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let h2 = hbone::ConnectError::Unsendable("baggage");
+        let broken = || h2::Error::from(h2::Reason::PROTOCOL_ERROR);
         let forgotten = identity::IdentityError::Forgotten;
         let preface = hbone::HandshakeError::Preface;
         let refused = hbone::ConnectError::Status(hbone::StatusCode::FORBIDDEN);
@@ -440,6 +441,74 @@ mod tests {
                 "http status: 403 Forbidden",
                 Flag::Connect,
                 "refused_by_peer",
+            ),
+            (
+                Failure::Refused(hbone::ConnectError::Io(broken())),
+                "io error: ",
+                Flag::Connect,
+                "refused_by_peer",
+            ),
+            (
+                Failure::Refused(hbone::ConnectError::H2(broken())),
+                "h2 failed: ",
+                Flag::H2HandshakeFailure,
+                "refused_by_peer",
+            ),
+            (
+                Failure::Data(hbone::TunnelError::Reset(h2::Reason::CONNECT_ERROR)),
+                "h2 failed: stream reset: ",
+                Flag::H2HandshakeFailure,
+                "tunnel_broken",
+            ),
+            (
+                Failure::Data(hbone::TunnelError::H2(broken())),
+                "h2 failed: ",
+                Flag::H2HandshakeFailure,
+                "tunnel_broken",
+            ),
+            (
+                Failure::Handshake(hbone::HandshakeError::Timeout(
+                    std::time::Duration::from_secs(10),
+                )),
+                "http2 handshake failed: ",
+                Flag::H2HandshakeFailure,
+                "h2_handshake",
+            ),
+            (
+                Failure::Pool("no connection to the next hop".into()),
+                "io error: ",
+                Flag::Connect,
+                "pool",
+            ),
+            (
+                Failure::Request(hbone::BadRequest::Method),
+                "not a CONNECT request",
+                Flag::Connect,
+                "bad_request",
+            ),
+            (
+                Failure::NotFound {
+                    what: "/10.0.0.1".into(),
+                    why: "no answer".into(),
+                },
+                "failed to look up /10.0.0.1: no answer",
+                Flag::Connect,
+                "lookup",
+            ),
+            (
+                Failure::NotResolved {
+                    host: "db".into(),
+                    why: "no answer".into(),
+                },
+                "no ip addresses were resolved for db: no answer",
+                Flag::Connect,
+                "resolve",
+            ),
+            (
+                Failure::SelfCall,
+                "attempted recursive call to ourselves",
+                Flag::Connect,
+                "self_call",
             ),
             (
                 Failure::CertRevoked,

@@ -247,3 +247,6 @@ fn workload_labels(end: &End) -> Option<WorkloadLabels> {
         zone: text(&b.zone),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -200,3 +200,6 @@ impl AsyncWrite for Lingering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! How tunnels end, as peers that are no proxies of ours end them.
+
+use std::cell::Cell;
+
+use bytes::Bytes;
+use h2::Reason;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::TcpListener;
+use tokio::task::{LocalSet, spawn_local};
+
+use super::*;
+
+const PIPE: usize = 64 << 10;
+/// What h2 lets a peer send before it says more.
+const WINDOW: usize = 65_535;
+
+#[test]
+fn reads_grow_with_the_flow() {
+    for (moved, size) in [
+        (0, 1024),
+        (131_071, 1024),
+        (131_072, 16_320),
+        (10_485_759, 16_320),
+        (10_485_760, 262_080),
+    ] {
+        assert_eq!(read_size(moved), size, "{moved}");
+    }
+}
+
+#[derive(Default)]
+struct Counted {
+    up: Cell<usize>,
+    down: Cell<usize>,
+}
+
+impl Count for Counted {
+    fn up(&self, bytes: usize) {
+        self.up.set(self.up.get() + bytes);
+    }
+
+    fn down(&self, bytes: usize) {
+        self.down.set(self.down.get() + bytes);
+    }
+}
+
+fn run<F: Future>(test: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, test)
+}
+
+/// A TCP connection: the application's end and ours.
+async fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = TcpStream::connect(listener.local_addr().unwrap());
+    let (app, accepted) = tokio::join!(app, listener.accept());
+    (app.unwrap(), accepted.unwrap().0)
+}
+
+/// What a waypoint has of a tunnel to a server.
+struct Waypoint {
+    send: h2::SendStream<Bytes>,
+    recv: h2::RecvStream,
+}
+
+/// A tunnel from a waypoint; ours is the server's end.
+async fn from_waypoint() -> (Waypoint, hbone::Tunnel) {
+    let (near, far): (DuplexStream, _) = tokio::io::duplex(PIPE);
+    let (give, tunnel) = tokio::sync::oneshot::channel();
+    spawn_local(async move {
+        let settings = hbone::Settings::default();
+        let mut server = hbone::Server::handshake(far, &settings).await.unwrap();
+        let request = server.accept().await.unwrap().unwrap();
+        assert!(give.send(request.reply.accept(None).unwrap()).is_ok());
+        server.accept().await;
+    });
+    let (h2, connection) = h2::client::handshake(near).await.unwrap();
+    spawn_local(connection);
+    let request = http_connect();
+    let (response, send) = h2
+        .ready()
+        .await
+        .unwrap()
+        .send_request(request, false)
+        .unwrap();
+    let recv = response.await.unwrap().into_body();
+    (Waypoint { send, recv }, tunnel.await.unwrap())
+}
+
+fn http_connect() -> http::Request<()> {
+    let request = http::Request::connect("10.0.0.2:80").version(http::Version::HTTP_2);
+    request.body(()).unwrap()
+}
+
+#[test]
+fn a_waypoint_that_lets_go_of_an_idle_tunnel_is_no_error() {
+    for (code, is_error) in [
+        (Reason::INTERNAL_ERROR, false),
+        (Reason::NO_ERROR, false),
+        (Reason::CANCEL, false),
+        (Reason::PROTOCOL_ERROR, true),
+        (Reason::CONNECT_ERROR, true),
+    ] {
+        run(async {
+            let (mut waypoint, tunnel) = from_waypoint().await;
+            let (mut app, mut ours) = tcp().await;
+            let copying = spawn_local(async move {
+                let counted = Counted::default();
+                let ended = from_tunnel(tunnel, &mut ours, &counted).await;
+                (ended, counted)
+            });
+            waypoint.send.send_data("question".into(), false).unwrap();
+            let mut question = [0; 8];
+            app.read_exact(&mut question).await.unwrap();
+            app.write_all(b"answer").await.unwrap();
+            let answer = waypoint.recv.data().await.unwrap().unwrap();
+            assert_eq!(
+                (&question[..], &answer[..]),
+                (&b"question"[..], &b"answer"[..])
+            );
+            waypoint.send.send_reset(code);
+            let (ended, counted) = copying.await.unwrap();
+            assert_eq!(ended.is_err(), is_error, "{code:?}: {ended:?}");
+            assert_eq!((counted.up.get(), counted.down.get()), (8, 6));
+            // the application learns that nothing more comes
+            assert_eq!(app.read(&mut question).await.unwrap(), 0);
+        });
+    }
+}
+
+#[test]
+fn what_the_waypoint_had_sent_before_it_let_go_arrives() {
+    run(async {
+        let (mut waypoint, tunnel) = from_waypoint().await;
+        let (mut app, mut ours) = tcp().await;
+        waypoint
+            .send
+            .send_data(vec![7; WINDOW].into(), false)
+            .unwrap();
+        let copying =
+            spawn_local(async move { from_tunnel(tunnel, &mut ours, &Counted::default()).await });
+        let mut first = [0];
+        app.read_exact(&mut first).await.unwrap();
+        waypoint.send.send_reset(Reason::INTERNAL_ERROR);
+        let mut rest = Vec::new();
+        app.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest.len(), WINDOW - 1);
+        copying.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_waypoint_that_lets_go_while_the_application_speaks_is_an_error() {
+    run(async {
+        let (mut waypoint, tunnel) = from_waypoint().await;
+        let (mut app, mut ours) = tcp().await;
+        let copying =
+            spawn_local(async move { from_tunnel(tunnel, &mut ours, &Counted::default()).await });
+        app.write_all(&[1; 2 * WINDOW]).await.unwrap();
+        let mut received = 0;
+        // the window is not given back: the rest waits
+        while received < WINDOW {
+            received += waypoint.recv.data().await.unwrap().unwrap().len();
+        }
+        waypoint.send.send_reset(Reason::INTERNAL_ERROR);
+        let ended = copying.await.unwrap();
+        assert!(
+            matches!(&ended, Err(Failure::Data(cut)) if cut.is_let_go()),
+            "{ended:?}"
+        );
+    });
+}
+
+#[test]
+fn a_server_that_lets_go_of_a_clients_tunnel_is_an_error() {
+    run(async {
+        let (near, far) = tokio::io::duplex(PIPE);
+        spawn_local(async move {
+            let mut server = h2::server::handshake(far).await.unwrap();
+            let (_, mut respond) = server.accept().await.unwrap().unwrap();
+            let mut send = respond
+                .send_response(http::Response::new(()), false)
+                .unwrap();
+            send.send_data(Bytes::from_static(b"half an ans"), false)
+                .unwrap();
+            spawn_local(async move {
+                tokio::task::yield_now().await;
+                send.send_reset(Reason::INTERNAL_ERROR);
+            });
+            server.accept().await;
+        });
+        let settings = hbone::Settings::default();
+        let (sender, driver) = hbone::handshake(near, &settings).await.unwrap();
+        spawn_local(driver);
+        let asked = hbone::Connect {
+            authority: "10.0.0.2:80",
+            baggage: hbone::HeaderValue::from_static(""),
+            forwarded: hbone::Forwarded {
+                client: "10.0.0.1:40000".parse().unwrap(),
+                host: None,
+            },
+            traceparent: hbone::Traceparent::random(&mut rand::rng()),
+            forwarded_network: None,
+        };
+        let tunnel = sender.connect(&asked).await.unwrap();
+        let (_app, mut ours) = tcp().await;
+        let ended = into_tunnel(&mut ours, tunnel, &Counted::default()).await;
+        assert!(
+            matches!(&ended, Err(Failure::Data(cut)) if cut.is_let_go()),
+            "{ended:?}"
+        );
+    });
+}
