@@ -191,6 +191,7 @@ fn connections_are_shared_between_waypoints_by_weight() -> Result<()> {
         &to,
         "--http",
         "/public/a",
+        "--client-ends",
         "--count",
         CONNECTIONS,
         "--threads",

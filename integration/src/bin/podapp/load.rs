@@ -32,6 +32,9 @@ pub struct Load {
     /// Send an HTTP request for this path instead of a text to be echoed.
     #[arg(long)]
     http: Option<String>,
+    /// End the connection when the answer is complete, instead of asking the server to do so.
+    #[arg(long)]
+    client_ends: bool,
     /// A connection that takes longer in a step has failed, in milliseconds.
     #[arg(long, default_value_t = 10_000)]
     timeout_ms: u64,
@@ -125,7 +128,14 @@ impl Load {
         stream.set_nodelay(true).map_err(at("options"))?;
         let (ask, wanted) = match &self.http {
             Some(path) => (
-                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+                format!(
+                    "GET {path} HTTP/1.1\r\nHost: x\r\n{}\r\n",
+                    if self.client_ends {
+                        ""
+                    } else {
+                        "Connection: close\r\n"
+                    }
+                ),
                 "HTTP/1.1 200",
             ),
             None => ("are you there?".to_owned(), "are you there?"),
@@ -135,7 +145,11 @@ impl Load {
             stream.shutdown(Shutdown::Write).map_err(at("shutdown"))?;
         }
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).map_err(at("receive"))?;
+        if self.client_ends {
+            whole_answer(&mut stream, &mut answer).map_err(at("receive"))?;
+        } else {
+            stream.read_to_end(&mut answer).map_err(at("receive"))?;
+        }
         if answer.starts_with(wanted.as_bytes()) {
             Ok(())
         } else {
@@ -143,6 +157,31 @@ impl Load {
                 "receive",
                 std::io::Error::other(format!("{} wrong bytes", answer.len())),
             ))
+        }
+    }
+}
+
+/// Reads an HTTP answer as far as its head says.
+fn whole_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut part = [0; 16 << 10];
+    loop {
+        let text = String::from_utf8_lossy(answer);
+        if let Some((head, _)) = text.split_once("\r\n\r\n") {
+            let lower = head.to_ascii_lowercase();
+            let mut lengths = lower
+                .lines()
+                .filter_map(|line| line.strip_prefix("content-length:"));
+            let length: usize = lengths
+                .next()
+                .and_then(|length| length.trim().parse().ok())
+                .unwrap_or_default();
+            if answer.len() >= head.len() + 4 + length {
+                return Ok(());
+            }
+        }
+        match stream.read(&mut part)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => answer.extend_from_slice(&part[..n]),
         }
     }
 }
