@@ -4,6 +4,8 @@
 
 mod across;
 mod foreign;
+mod hostile;
+mod life;
 mod refused;
 mod scene;
 mod truth;

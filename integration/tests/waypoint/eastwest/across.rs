@@ -181,7 +181,22 @@ fn to_a_waypoint_with_its_policy_for_the_true_client() -> Result<()> {
     scene
         .waypoint
         .wait_access("hbone", "a tunnel of the client", asked)?;
-    // bytes go through it as well; its certificate is all that it says of itself
+    // bytes go through it as well, many of them
+    let large = LARGE.to_string();
+    let args = [
+        "transfer",
+        "--to",
+        &vips(FRONTED, ECHO)[1].to_string(),
+        "--bytes",
+        &large,
+    ];
+    let said = client.podapp(&args)?;
+    assert_eq!(
+        (&said["ok"], &said["bytes"]),
+        (&true.into(), &LARGE.into()),
+        "{said}"
+    );
+    // its certificate is all that it says of itself
     let after = scene.lines(EAST);
     let seen = echo(client, vips(FRONTED, ECHO)[0], "opaque")?;
     let line = scene.outbound(WEST, &seen)?;

@@ -31,6 +31,14 @@ const PORTS: [(u16, u16); 4] = [
     (GREET, GREET),
     (GREET_AND_END, GREET_AND_END),
 ];
+/// Names in the east that its gateway leads to a port of `server-east-0` where nobody speaks TLS: one that answers to
+/// anything by its close, one that waits for more, one that sends back what it gets, one where nobody is.
+pub const STRANGERS: [(&str, u16); 4] = [
+    ("babbler", 8080),
+    ("silence", 53),
+    ("mirror", 9000),
+    ("nobody", 7),
+];
 /// The second family's form of a virtual address's last part.
 const VIP6: &str = "fd96::";
 
@@ -263,6 +271,11 @@ fn gateway(net: &Networks, side: usize) -> Result<Envoy> {
         for (port, _) in PORTS {
             routes.push((format!("{}:{port}", service.hostname()), to.at(HBONE_PORT)));
         }
+    }
+    let strangers = STRANGERS.iter().filter(|_| side.network == "east");
+    for (name, port) in strangers {
+        let at = side.world.pod("server-east-0").at(*port);
+        routes.push((format!("{name}.shop.svc.cluster.local:{ECHO}"), at));
     }
     Envoy::gateway(
         Seat::in_pod(&side.world, &side.gateway)?,
