@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType,
+    SerialNumber,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -25,6 +26,9 @@ use crate::netns;
 
 /// Most time for an exchange with the daemon.
 const EXCHANGE_MAX: Duration = Duration::from_secs(20);
+
+/// Before and after now, for a list's validity.
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// A certificate with its key.
 pub struct Papers {
@@ -60,6 +64,31 @@ impl Root {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Ok(Self(Issuer::new(params, KeyPair::generate()?)))
+    }
+
+    /// A list of revoked certificates, PEM.
+    ///
+    /// - `number`: higher than that of the list before
+    /// - `serials`: big-endian
+    ///
+    /// Errors: of the library.
+    pub fn revoked(&self, number: u64, serials: &[Vec<u8>]) -> Result<String> {
+        let now = SystemTime::now();
+        let entries = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: (now - HOUR).into(),
+            next_update: (now + HOUR).into(),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: entries.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.0)?.pem()?)
     }
 
     /// Papers for an identity, valid from `age` ago for `life`.

@@ -7,5 +7,6 @@ mod foreign;
 mod hostile;
 mod life;
 mod refused;
+mod revoked;
 mod scene;
 mod truth;
