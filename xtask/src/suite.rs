@@ -2,8 +2,8 @@
 //!
 //! A stage that fails does not stop the next one: a run tells everything it can.
 
-use crate::place::{cargo, need_root, target};
-use crate::{chart, demo, setup, tidy};
+use crate::place::{cargo, need_root, root, target};
+use crate::{chart, demo, envoy, setup, tidy};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Which tests run.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Stages (lint, unit, chart, kernel, netns, demo); other words select tests by name. None: every stage.
+    /// Stages (lint, unit, chart, kernel, netns, waypoint, demo); other words select tests by name. None: every stage.
     filters: Vec<String>,
 }
 
@@ -30,21 +30,27 @@ enum Stage {
     Kernel,
     /// The real daemon in real namespaces.
     Netns,
-    /// The demo, told to nobody, with files and with a control plane.
+    /// The same with a real Envoy as waypoint and as gateway between networks.
+    Waypoint,
+    /// The demo, told to nobody: with files, with a control plane, with a waypoint.
     Demo,
 }
 
-const STAGES: [(Stage, &str); 6] = [
+const STAGES: [(Stage, &str); 7] = [
     (Stage::Lint, "lint"),
     (Stage::Unit, "unit"),
     (Stage::Chart, "chart"),
     (Stage::Kernel, "kernel"),
     (Stage::Netns, "netns"),
+    (Stage::Waypoint, WAYPOINT),
     (Stage::Demo, "demo"),
 ];
 
 /// Crates whose tests are the kernel stage.
 const KERNEL_CRATES: [&str; 3] = ["sys", "capture", "redirect-common"];
+
+/// The stage with Envoy, and its test target.
+const WAYPOINT: &str = "waypoint";
 
 /// What a stage came to.
 #[derive(Default, Debug, PartialEq, Eq)]
@@ -118,7 +124,7 @@ fn choose(filters: &[String]) -> (Vec<Stage>, Vec<String>) {
     let stages = match (asked.is_empty(), names.is_empty()) {
         (false, _) => asked,
         (true, true) => STAGES.map(|(stage, _)| stage).to_vec(),
-        (true, false) => vec![Stage::Unit, Stage::Kernel, Stage::Netns],
+        (true, false) => vec![Stage::Unit, Stage::Kernel, Stage::Netns, Stage::Waypoint],
     };
     (stages, names)
 }
@@ -144,8 +150,9 @@ fn perform(stage: Stage, names: &[String], tally: &mut Tally) -> Result<()> {
             args.extend(KERNEL_CRATES.iter().flat_map(|name| ["-p", name]));
             tests(&args, names, tally)
         }
-        Stage::Netns => match demo::build() {
-            Ok(()) => tests(&["test", "-p", "integration"], names, tally),
+        Stage::Netns => worlds(&targets()?, names, tally),
+        Stage::Waypoint => match envoy::fetch() {
+            Ok(()) => worlds(&["--test".to_owned(), WAYPOINT.to_owned()], names, tally),
             Err(cause) => {
                 tally.broken.push(format!("{cause:#}"));
                 Ok(())
@@ -153,6 +160,30 @@ fn perform(stage: Stage, names: &[String], tally: &mut Tally) -> Result<()> {
         },
         Stage::Demo => story(tally),
     }
+}
+
+/// Tests of the package that makes worlds, with all that runs in them built before.
+fn worlds(targets: &[String], names: &[String], tally: &mut Tally) -> Result<()> {
+    if let Err(cause) = demo::build() {
+        tally.broken.push(format!("{cause:#}"));
+        return Ok(());
+    }
+    let mut args = vec!["test", "-p", "integration"];
+    args.extend(targets.iter().map(String::as_str));
+    tests(&args, names, tally)
+}
+
+/// Everything of that package but the stage with Envoy, as arguments of cargo.
+fn targets() -> Result<Vec<String>> {
+    let mut found = vec!["--lib".to_owned(), "--bins".to_owned()];
+    let dir = root().join("integration/tests");
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != WAYPOINT {
+            found.extend(["--test".to_owned(), name]);
+        }
+    }
+    Ok(found)
 }
 
 /// What helm renders, and what that means: golden files, then the tests that read them.
@@ -290,8 +321,11 @@ fn story(tally: &mut Tally) -> Result<()> {
         tally.broken.push(format!("{cause:#}"));
         return Ok(());
     }
-    // both ways in which the mesh's state can come
-    for source in [&[][..], &["--istiod"]] {
+    if let Err(cause) = envoy::fetch() {
+        tally.broken.push(format!("{cause:#}"));
+    }
+    // both ways in which the mesh's state can come, and a waypoint
+    for source in [&[][..], &["--istiod"], &["--waypoint"]] {
         let status = demo::storyteller()
             .arg("--json")
             .args(source)
@@ -358,7 +392,7 @@ mod tests {
             ("netns main_path", vec![Stage::Netns], "main_path"),
             (
                 "denies",
-                vec![Stage::Unit, Stage::Kernel, Stage::Netns],
+                vec![Stage::Unit, Stage::Kernel, Stage::Netns, Stage::Waypoint],
                 "denies",
             ),
         ];

@@ -1,4 +1,4 @@
-//! `demo [--json] [--keep | --istiod | --clean]`: tells the story of one connection on this machine; `cargo xtask demo` builds
+//! `demo [--json] [--keep | --istiod | --waypoint | --clean]`: tells the story of one connection on this machine; `cargo xtask demo` builds
 //! and starts it. Exit status 0 only if every step held.
 #![forbid(unsafe_code)]
 
@@ -20,8 +20,11 @@ struct Args {
     /// Mesh state and certificates come from a control plane, not from files.
     #[arg(long, conflicts_with = "keep")]
     istiod: bool,
+    /// The story of a waypoint instead: a real Envoy before the server.
+    #[arg(long, conflicts_with_all = ["keep", "istiod"])]
+    waypoint: bool,
     /// Only take down what an earlier `--keep` left running.
-    #[arg(long, conflicts_with_all = ["json", "keep", "istiod"])]
+    #[arg(long, conflicts_with_all = ["json", "keep", "istiod", "waypoint"])]
     clean: bool,
 }
 
@@ -44,5 +47,6 @@ fn run(args: &Args) -> Result<bool> {
         json: args.json,
         keep: args.keep,
         istiod: args.istiod,
+        waypoint: args.waypoint,
     })
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::nothing_left;
-use super::stage::{ECHO, HTTP, SECRET, SHOP, Stage, VIP, describe};
+use super::stage::{ECHO, HTTP, SECRET, SHOP, Setting, Stage, VIP, describe};
 use super::tell::Teller;
 use crate::{AccessLine, App, Daemon, Packets, Pod, Policy, wait};
 
@@ -43,7 +43,7 @@ pub const RAISE: Scene = Scene {
     prose: "Nodes and pods are network namespaces with their cgroups, as Kubernetes makes them. Each node has one \
             ztunnel daemon, outside of the pods. In the pods run plain applications: no sidecar, no proxy variable, \
             no certificate.",
-    play: |_, teller| raise(false, teller),
+    play: |_, teller| raise(Setting::Files, teller),
 };
 
 /// The same under a control plane.
@@ -52,17 +52,22 @@ pub const RAISE_UNDER_ISTIOD: Scene = Scene {
             ztunnel daemon, outside of the pods. Workloads, services, policies and certificates come from a control \
             plane that speaks istiod's protocols over TLS: delta xDS, and a CA that signs one request per identity. \
             In the pods run plain applications.",
-    play: |_, teller| raise(true, teller),
+    play: |_, teller| raise(Setting::Istiod, teller),
     ..RAISE
 };
 
-fn raise(istiod: bool, teller: &Teller) -> Played {
-    let stage = Stage::raise(istiod)?;
-    for (pod, what) in [
+/// Raises the stage and shows who is on it.
+pub(super) fn raise(setting: Setting, teller: &Teller) -> Played {
+    let stage = Stage::raise(setting)?;
+    let mut pods = vec![
         (&stage.web, "curl"),
         (&stage.cart, "HTTP server, TCP echo"),
         (&stage.ledger, "HTTP server"),
-    ] {
+    ];
+    if let Some(front) = &stage.front {
+        pods.extend([(&front.guest, "curl"), (&front.gate, "nothing yet")]);
+    }
+    for (pod, what) in pods {
         teller.show(&format!(
             "node{}  {}/{}  {}  {what}",
             pod.node + 1,
@@ -176,7 +181,11 @@ pub const KEEP: Scene = Scene {
     },
 };
 
-fn with(stage: Option<Stage>, play: impl FnOnce(&mut Stage) -> Result<String>) -> Played {
+/// Plays on the stage; what the daemons complained of goes along with a failure.
+pub(super) fn with(
+    stage: Option<Stage>,
+    play: impl FnOnce(&mut Stage) -> Result<String>,
+) -> Played {
     let mut stage = stage.context("there is no stage")?;
     let detail = play(&mut stage).with_context(|| stage.complaints())?;
     Ok((Some(stage), detail))
@@ -198,7 +207,8 @@ fn plaintext(stage: &mut Stage, teller: &Teller) -> Result<String> {
     Ok("the card number is on the wire in plain text".to_owned())
 }
 
-fn label(stage: &mut Stage, teller: &Teller) -> Result<String> {
+/// The label, under a connection that is open.
+pub(super) fn label(stage: &mut Stage, teller: &Teller) -> Result<String> {
     let early = hold(&stage.web, stage.cart.at(ECHO))?;
     let pids: Vec<u32> = stage
         .apps
@@ -225,7 +235,7 @@ fn label(stage: &mut Stage, teller: &Teller) -> Result<String> {
         "something was restarted"
     );
     Ok(format!(
-        "both pods enrolled after {took} ms; the connection opened before still answers"
+        "all pods of shop enrolled after {took} ms; the connection opened before still answers"
     ))
 }
 
@@ -250,7 +260,8 @@ fn tunnel(stage: &mut Stage, teller: &Teller) -> Result<String> {
     ))
 }
 
-fn encrypted(packets: &Packets, server: SocketAddr) -> Result<()> {
+/// Only TLS was on the wire, and nothing beside the tunnel.
+pub(super) fn encrypted(packets: &Packets, server: SocketAddr) -> Result<()> {
     ensure!(
         !packets.shows(SECRET),
         "the card number is still on the wire"

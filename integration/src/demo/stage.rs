@@ -10,9 +10,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::tell::Teller;
+use crate::model::MODE_LABEL;
 use crate::netns;
 use crate::wire::Packet;
-use crate::{AccessLine, App, Daemon, Layout, Packets, Pod, PodPlan, Service, World, place};
+use crate::{AccessLine, App, Daemon, Envoy, Layout, Packets, Pod, PodPlan, Service, World, place};
 
 /// Port of the HTTP applications.
 pub const HTTP: u16 = 8080;
@@ -38,6 +39,27 @@ const SHOWN_CHARS: usize = 110;
 /// Sysctls that enrolment may set in a pod and must restore.
 const SYSCTLS: [&str; 2] = ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect"];
 
+/// What a story is played with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// mesh state and certificates from files
+    Files,
+    /// from a control plane
+    Istiod,
+    /// from files, and an Envoy before the service
+    Waypoint,
+}
+
+/// What only the story of a waypoint has.
+pub struct Front {
+    /// `guest-0` in `shop` on node 1: another identity than `web-0`
+    pub guest: Pod,
+    /// `gate-0` in `shop` on node 1, where Envoy runs; not in the mesh
+    pub gate: Pod,
+    /// Envoy, once it is started; it goes before the daemons
+    pub envoy: Option<Envoy>,
+}
+
 /// Everything the scenes play with. Dropping it takes all of it down.
 pub struct Stage {
     /// `web-0` in `shop` on node 1, where curl runs
@@ -50,6 +72,8 @@ pub struct Stage {
     pub apps: Vec<App>,
     /// a connection from before the label
     pub early: Option<App>,
+    /// of the story of a waypoint
+    pub front: Option<Front>,
     /// what the pods looked like before the label
     pub before: String,
     /// one per node
@@ -61,10 +85,8 @@ pub struct Stage {
 impl Stage {
     /// Raises the world, its daemons and applications.
     ///
-    /// - `istiod`: under a control plane, instead of files
-    ///
     /// Errors: whatever the machine refuses; a daemon that does not get ready, with the end of its log.
-    pub fn raise(istiod: bool) -> Result<Self> {
+    pub fn raise(setting: Setting) -> Result<Self> {
         let cart = Service {
             name: "cart".to_owned(),
             namespace: SHOP.to_owned(),
@@ -78,19 +100,27 @@ impl Stage {
             (SHOP, "cart-0", 1),
             ("legacy", "ledger-0", 1),
         ];
-        let pods = pods
+        let mut pods = pods
             .map(|(namespace, name, node)| PodPlan::new(namespace, name, node))
             .to_vec();
+        if setting == Setting::Waypoint {
+            pods.push(PodPlan::new(SHOP, "guest-0", 0));
+            pods.push(PodPlan::new(SHOP, "gate-0", 0).labelled(MODE_LABEL, "none"));
+        }
         let layout = Layout {
             nodes: 2,
             pods,
             services: vec![cart],
         };
-        let world = if istiod {
-            World::raise_under_istiod(&layout)?
-        } else {
-            World::raise(&layout)?
+        let world = match setting {
+            Setting::Istiod => World::raise_under_istiod(&layout)?,
+            Setting::Files | Setting::Waypoint => World::raise(&layout)?,
         };
+        let front = (setting == Setting::Waypoint).then(|| Front {
+            guest: world.pod("guest-0").clone(),
+            gate: world.pod("gate-0").clone(),
+            envoy: None,
+        });
         for node in world.nodes() {
             // a bridge without an address of its own takes a port's, and another when a daemon's port goes
             netns::ip(
@@ -111,6 +141,7 @@ impl Stage {
             ledger,
             apps,
             early: None,
+            front,
             before: String::new(),
             daemons,
             world,
@@ -124,10 +155,18 @@ impl Stage {
         self.daemons.iter().collect()
     }
 
-    /// curl in a pod, with the secret in a header; what the HTTP application answered.
+    /// curl in a pod, with the secret in a header; what the HTTP application answered, but for the headers it saw.
     ///
     /// Errors: curl failed or the answer is not the application's.
     pub fn curl(&self, pod: &Pod, to: SocketAddr) -> Result<Value> {
+        let mut answer = self.curl_all(pod, to)?;
+        if let Some(fields) = answer.as_object_mut() {
+            fields.remove("headers");
+        }
+        Ok(answer)
+    }
+
+    fn curl_all(&self, pod: &Pod, to: SocketAddr) -> Result<Value> {
         let (url, header) = (format!("http://{to}/"), format!("x-card: {SECRET}"));
         let (code, text) = pod.curl(&["-H", &header, &url])?;
         ensure!(
