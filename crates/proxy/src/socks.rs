@@ -3,6 +3,7 @@
 //! What the client says is understood by [`handshake`]; names are resolved as the pod's DNS would.
 
 pub mod handshake;
+pub mod laws;
 
 use std::io;
 use std::net::SocketAddr;
