@@ -15,6 +15,7 @@ mod cache;
 mod desk;
 mod forward;
 mod kinds;
+pub mod laws;
 mod memory;
 mod message;
 mod relay;

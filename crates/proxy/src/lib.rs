@@ -8,7 +8,7 @@ mod accept;
 mod budget;
 mod connect;
 mod copy;
-mod dns;
+pub mod dns;
 mod failure;
 mod identify;
 mod inbound;

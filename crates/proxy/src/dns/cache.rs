@@ -60,7 +60,13 @@ impl Cache {
     }
 
     /// Keeps an answer that is good for `keep`.
-    pub(super) fn keep(&mut self, key: &Arc<Key>, answer: &Arc<[u8]>, keep: Duration, now: Instant) {
+    pub(super) fn keep(
+        &mut self,
+        key: &Arc<Key>,
+        answer: &Arc<[u8]>,
+        keep: Duration,
+        now: Instant,
+    ) {
         let Some(until) = now.checked_add(keep) else {
             return;
         };
