@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::access::AccessLine;
 use crate::http::{self, Answer};
 use crate::metrics::Metrics;
+use crate::pod::Pod;
 use crate::wait::until;
 use crate::world::Node;
 use crate::{cgroup, netns, place, pod};
@@ -56,6 +57,8 @@ pub struct Daemon {
     cgroup: PathBuf,
     log: PathBuf,
     kept: bool,
+    /// the namespace is another's, and so is what the cgroup lies in
+    lodges: bool,
 }
 
 impl Daemon {
@@ -97,13 +100,42 @@ impl Daemon {
         home: Option<&Path>,
         launcher: &[PathBuf],
     ) -> Result<Self> {
-        let binary = place::binary("ztunnel")?;
         let host = node.next_daemon();
         let name = format!("ztunnel-{host}");
         let netns_name = format!("{}-{}-{name}", node.world, node.name);
         node.attach(&netns_name, host)?;
-        let netns = netns::path(&netns_name);
         let cgroup = home.map_or_else(|| node.cgroup.join(&name), Path::to_owned);
+        Self::spawn(node, env, launcher, &name, netns_name, cgroup)
+    }
+
+    /// [`Daemon::launch_through`] on a machine that it is to serve itself: in its namespace, which outlives the daemon, and in
+    /// a cgroup below the machine's.
+    ///
+    /// Errors: as there.
+    pub fn launch_on(
+        machine: &Pod,
+        node: &Node,
+        env: Vec<(String, String)>,
+        launcher: &[PathBuf],
+    ) -> Result<Self> {
+        let name = format!("ztunnel-{}", node.next_daemon());
+        let cgroup = machine.cgroup.join(&name);
+        let netns_name = machine.netns_name.clone();
+        let mut daemon = Self::spawn(node, env, launcher, &name, netns_name, cgroup)?;
+        daemon.lodges = true;
+        Ok(daemon)
+    }
+
+    fn spawn(
+        node: &Node,
+        env: Vec<(String, String)>,
+        launcher: &[PathBuf],
+        name: &str,
+        netns_name: String,
+        cgroup: PathBuf,
+    ) -> Result<Self> {
+        let binary = place::binary("ztunnel")?;
+        let netns = netns::path(&netns_name);
         cgroup::make(&cgroup)?;
         let log = node.dir.join(format!("{}-{name}.log", node.name));
         let file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
@@ -137,6 +169,7 @@ impl Daemon {
             cgroup,
             log,
             kept: false,
+            lodges: false,
         })
     }
 
@@ -415,6 +448,10 @@ impl Drop for Daemon {
         // each of these may have happened already, and the world's own removal comes after them
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if self.lodges {
+            let _ = cgroup::remove(&self.cgroup);
+            return;
+        }
         if self.cgroup.starts_with(&self.node.cgroup)
             && !self.cgroup.starts_with(&self.node.kubepods)
         {

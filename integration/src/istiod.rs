@@ -96,6 +96,8 @@ pub(crate) enum Order {
 struct Placed {
     /// names of the nodes by their addresses
     nodes: BTreeMap<IpAddr, String>,
+    /// identities of machines that call for themselves, by their addresses
+    machines: BTreeMap<IpAddr, String>,
     /// node and identity of each pod
     pods: BTreeSet<(String, String)>,
 }
@@ -134,6 +136,9 @@ impl Shared {
     ///
     /// Errors: why not.
     fn may_be(&self, caller: &Caller, identity: &str) -> Result<(), String> {
+        if self.machine(caller).as_deref() == Some(identity) {
+            return Ok(());
+        }
         let placed = self.placed();
         let node = caller.peer.and_then(|peer| placed.nodes.get(&peer));
         let node = node.ok_or_else(|| format!("no node is at {:?}", caller.peer))?;
@@ -142,6 +147,12 @@ impl Shared {
             return Ok(());
         }
         Err(format!("no pod of {identity} is on {node}"))
+    }
+
+    /// The identity of a caller that is a workload itself.
+    fn machine(&self, caller: &Caller) -> Option<String> {
+        let peer = caller.peer?;
+        self.placed().machines.get(&peer).cloned()
     }
 
     fn next_stream(&self) -> u64 {
@@ -279,6 +290,12 @@ impl Istiod {
     pub fn node_at(&self, address: IpAddr, node: &str) {
         let mut placed = self.shared.placed();
         placed.nodes.insert(address, node.to_owned());
+    }
+
+    /// Tells that a workload calls for itself from this address.
+    pub fn machine_at(&self, address: IpAddr, identity: &str) {
+        let mut placed = self.shared.placed();
+        placed.machines.insert(address, identity.to_owned());
     }
 
     /// The node that calls from this address.

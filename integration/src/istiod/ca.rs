@@ -24,7 +24,7 @@ impl IstioCertificateService for Certificates {
         let shared = &self.0;
         let caller = shared.admit(&request)?;
         let request = request.into_inner();
-        let identity = match gate::certificate(&request) {
+        let identity = match gate::certificate(&request, shared.machine(&caller)) {
             Ok(identity) => identity,
             Err(why) => {
                 let status = Status::invalid_argument(format!("{why:#}"));

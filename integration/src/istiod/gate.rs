@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use proto::ca::IstioCertificateRequest;
 use proto::discovery::Node;
+use proto::wellknown::Struct;
 use proto::wellknown::value::Kind as Value;
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
@@ -82,13 +83,14 @@ pub fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
 
 /// Checks a request for a certificate and returns whom it is for.
 ///
+/// - `own`: the identity that the caller has by its token, where it is a workload itself: it must name nobody
+///
 /// Errors: what is wrong with it.
-pub fn certificate(request: &IstioCertificateRequest) -> Result<String> {
-    let fields = &request.metadata.as_ref().context("no metadata")?.fields;
-    ensure!(fields.len() == 1, "metadata of {} keys", fields.len());
-    let whom = match fields.get(WHOM).and_then(|value| value.kind.as_ref()) {
-        Some(Value::StringValue(whom)) => whom.clone(),
-        other => bail!("{WHOM}: {other:?}"),
+pub fn certificate(request: &IstioCertificateRequest, own: Option<String>) -> Result<String> {
+    let whom = match (&request.metadata, own) {
+        (None, Some(own)) => own,
+        (Some(metadata), None) => named(metadata)?,
+        (metadata, _) => bail!("metadata of a caller of the other kind: {metadata:?}"),
     };
     ensure!(
         (1..=SECONDS_MAX).contains(&request.validity_duration),
@@ -97,6 +99,15 @@ pub fn certificate(request: &IstioCertificateRequest) -> Result<String> {
     );
     signing_request(&request.csr, &whom)?;
     Ok(whom)
+}
+
+fn named(metadata: &Struct) -> Result<String> {
+    let fields = &metadata.fields;
+    ensure!(fields.len() == 1, "metadata of {} keys", fields.len());
+    match fields.get(WHOM).and_then(|value| value.kind.as_ref()) {
+        Some(Value::StringValue(whom)) => Ok(whom.clone()),
+        other => bail!("{WHOM}: {other:?}"),
+    }
 }
 
 /// P-256, ECDSA with SHA-256, no subject, and of extensions only a critical alternative name: the identity as URI.

@@ -12,6 +12,7 @@ mod capture;
 mod check;
 mod container;
 mod control_plane;
+mod dedicated;
 mod dns;
 mod endpoints;
 mod fail_closed;
