@@ -223,6 +223,8 @@ pub struct Service {
     pub host: String,
     /// the waypoint before it
     pub waypoint: Option<Gateway>,
+    /// ingress gateways use the waypoint as well; told by a control plane only
+    pub ingress_use_waypoint: bool,
     /// waypoints with their weights, instead of the one
     pub weighted_waypoints: Vec<(Gateway, u32)>,
     /// identities that its endpoints may have besides their own

@@ -222,6 +222,7 @@ pub fn service(service: &Service) -> Result<workload::Service> {
         canonical: !service.not_canonical,
         subject_alt_names: service.subject_alt_names.clone(),
         waypoint: service.waypoint.as_ref().map(gateway),
+        ingress_use_waypoint: service.ingress_use_waypoint,
         weighted_waypoints: weighted.collect(),
         load_balancing: balancer.map(load_balancing).transpose()?,
         ip_families: families(service.ip_families.as_deref())?.into(),

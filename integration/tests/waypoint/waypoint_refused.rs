@@ -3,9 +3,9 @@
 use anyhow::Result;
 use integration::envoy::Seat;
 use integration::model::Gateway;
-use integration::{Envoy, Policy};
+use integration::{Envoy, Policy, place};
 
-use crate::ground::{Ground, HTTP, SOON, UNSERVED, VIP, answered, counted, failed, get, vip};
+use crate::ground::{ECHO, Ground, HTTP, SOON, UNSERVED, VIP, answered, counted, failed, get, vip};
 
 const FAILED: &str = "istio_tcp_connections_failed_total";
 const REFUSALS: &str = "ztunnel_refusals_total";
@@ -241,4 +241,34 @@ fn a_waypoint_that_is_unknown_or_away_is_never_gone_around() -> Result<()> {
         Ok((answer.status == 200).then_some(()))
     })?;
     nothing_around(&ground)
+}
+
+#[test]
+fn a_policy_against_the_waypoint_cuts_what_it_carries() -> Result<()> {
+    let mut ground = ready()?;
+    ground.serve("server-0", &["echo"])?;
+    let _envoy = ground.envoy("waypoint-0")?;
+    let client = ground.pod("client-0");
+    let (binary, to) = (place::binary("podapp")?, vip(ECHO).to_string());
+    let held = client.spawn(&[&binary.to_string_lossy(), "hold", "--to", &to])?;
+    held.wait_line(SOON, "tick 3", |line| line == "tick 3")?;
+    let deny =
+        "{principals: [!Exact \"cluster.local/ns/shop/sa/waypoint\"], destinationPorts: [9000]}";
+    ground.edit(|model| {
+        let policy = Policy::new("Deny", "shop", "no-bytes", &[deny]);
+        model.policies.push(policy);
+    })?;
+    held.wait_line(SOON, "the cut", |line| line.starts_with("cut"))?;
+    ground.far().wait_access("the cut", |line| {
+        line.is("inbound") && line.field("error") == "connection closed due to policy change"
+    })?;
+    let from = ground.far().log_len();
+    let seen = client.podapp(&["greet", "--to", &to, "--timeout-ms", "3000"])?;
+    assert_eq!(seen["ok"], false, "{seen}");
+    ground
+        .far()
+        .wait_log(from, &["explicitly denied by: shop/no-bytes"])?;
+    // requests to the other port are not concerned
+    answered(client, &format!("http://{VIP}/api/a"), &[])?;
+    Ok(())
 }

@@ -224,6 +224,31 @@ fn a_waypoint_serves_a_mesh_under_a_control_plane() -> Result<()> {
     smoke(How::Istiod)
 }
 
+#[test]
+fn a_rule_for_ingress_gateways_changes_nothing_for_pods() -> Result<()> {
+    let ground = ready(How::Istiod)?;
+    let _envoy = ground.envoy("waypoint-0")?;
+    let client = ground.pod("client-0");
+    let rule = |with_waypoint: bool| {
+        ground.edit(|model| {
+            let gateway = Gateway::at(ground.pod("waypoint-0").v4);
+            if let Some(service) = model.service_mut("server") {
+                service.ingress_use_waypoint = true;
+                service.waypoint = with_waypoint.then_some(gateway);
+            }
+        })
+    };
+    rule(true)?;
+    through(client, &format!("http://{VIP}/api/a"), "waypoint-0")?;
+    rule(false)?;
+    let answer = answered(client, &format!("http://{VIP}/api/a"), &[])?;
+    assert_eq!(
+        answer.body["headers"]["x-waypoint"],
+        serde_json::Value::Null
+    );
+    Ok(())
+}
+
 /// Allowed and denied requests, bytes, both versions of addresses, and what both logs say.
 fn smoke(how: How) -> Result<()> {
     let mut ground = ready(how)?;
