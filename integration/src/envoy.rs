@@ -5,6 +5,7 @@
 
 mod config;
 mod papers;
+mod sandwich;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 pub use self::config::{Gateway, Waypoint};
 pub use self::papers::{Ca, Papers};
+pub use self::sandwich::Sandwich;
 use crate::http::{self, Answer};
 use crate::pod::{self, App, Pod};
 use crate::wait::until;
@@ -223,7 +225,7 @@ impl Envoy {
     }
 
     /// Its access log so far, also that of earlier processes: objects with `log` = `hbone` (a tunnel that ended), `l7` (a
-    /// request), `originate` (a tunnel to a pod that failed), `eastwest`.
+    /// request), `originate` (a tunnel to a pod that failed), `eastwest`, `sandwich`.
     pub fn access(&self) -> Vec<Value> {
         let now = self.app.lines();
         let lines = self.earlier.iter().chain(&now);

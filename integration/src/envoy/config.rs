@@ -111,7 +111,7 @@ impl Gateway {
     }
 }
 
-fn common(seat: &Seat) -> BTreeMap<&'static str, String> {
+pub(super) fn common(seat: &Seat) -> BTreeMap<&'static str, String> {
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     [
         ("NAME", seat.name.clone()),
@@ -125,7 +125,7 @@ fn common(seat: &Seat) -> BTreeMap<&'static str, String> {
 }
 
 /// Replaces every `@NAME@`; an at-sign that begins no placeholder (`"@type"`) stays.
-fn fill(template: &str, values: &BTreeMap<&'static str, String>) -> Result<String> {
+pub(super) fn fill(template: &str, values: &BTreeMap<&'static str, String>) -> Result<String> {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('@') {

@@ -3,6 +3,7 @@
 
 mod eastwest;
 mod ground;
+mod sandwich;
 mod waypoint_bytes;
 mod waypoint_http;
 mod waypoint_life;
