@@ -415,7 +415,6 @@ fn shared(
         response_baggage: config.response_baggage,
         localhost_app_tunnel: config.localhost_app_tunnel,
         policy_info: config.policy_info,
-        keep_source: config.capture.keep_source,
         ipv4_only: !config.capture.ipv6,
         socks: config.socks5,
         dns: proxy::DnsConfig {

@@ -56,8 +56,6 @@ pub struct Config {
     pub localhost_app_tunnel: bool,
     /// log policy decisions at info instead of debug
     pub policy_info: bool,
-    /// the application sees its client's address
-    pub keep_source: bool,
     /// refuse IPv6 connections of pods
     pub ipv4_only: bool,
     /// pods have a SOCKS5 listener, which makes its port one of ours
