@@ -5,12 +5,16 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hbone::{Pool, Server, Settings, TunnelError};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::task::spawn_local;
 
 use crate::support::*;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A pipe whose end shows as an error, as TLS shows a close without close_notify.
 struct Torn(DuplexStream, Option<io::ErrorKind>);
@@ -274,7 +278,8 @@ fn a_limit_that_is_told_late_is_kept_from_the_second_tunnel_on() {
             .collect();
         let mut tunnels = Vec::new();
         for task in tasks {
-            tunnels.push(task.await.unwrap());
+            let opened = tokio::time::timeout(PATIENCE, task).await;
+            tunnels.push(opened.expect("waits for a limit").unwrap());
         }
         let counts: Vec<_> = asked.borrow().iter().map(|count| count.get()).collect();
         assert_eq!(counts, [LIMIT, LIMIT, 5], "none refused, none waited for");
