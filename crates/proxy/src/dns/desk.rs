@@ -291,8 +291,8 @@ fn log(client: &Workload, query: &Query<'_>, result: &str, endpoints: usize) {
         {
             src.workload = shown(client.name()),
             src.namespace = shown(&client.namespace),
-            query = %kind_name(query.kind()).0,
-            domain = %Domain(query.name()),
+            query = kind_name(query.kind()).0,
+            domain = Domain(query.name()).to_string(),
             result = result,
             endpoints = endpoints,
         }

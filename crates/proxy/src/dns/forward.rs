@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UdpSocket;
 use tokio::time::{sleep, timeout};
 
@@ -127,7 +127,7 @@ async fn over_udp(
     socket.send(question).await?;
     let mut forgeries = 0;
     loop {
-        socket.readable().await?;
+        readable(&socket).await?;
         let received = SCRATCH.with_borrow_mut(|scratch| {
             let len = socket.try_recv(scratch)?;
             let reception = receive(question, &scratch[..len]);
@@ -142,6 +142,27 @@ async fn over_udp(
         }
         if forgeries >= FORGERIES_MAX {
             return Err(Trouble::Forgeries);
+        }
+    }
+}
+
+/// Waits for a datagram.
+///
+/// Errors: what came instead, such as that nobody listens there. It makes a socket ready, but not readable.
+async fn readable(socket: &UdpSocket) -> io::Result<()> {
+    loop {
+        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        if ready.is_error() {
+            if let Some(error) = socket.take_error()? {
+                return Err(error);
+            }
+            // told before: wait for the next
+            let _ = socket.try_io(Interest::ERROR, || {
+                Err::<(), _>(io::ErrorKind::WouldBlock.into())
+            });
+        }
+        if ready.is_readable() {
+            return Ok(());
         }
     }
 }

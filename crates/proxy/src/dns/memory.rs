@@ -158,3 +158,6 @@ async fn look_up(asked: UnderWay, question: Vec<u8>, told: watch::Sender<Option<
     drop(asked);
     let _ = told.send(Some(outcome));
 }
+
+#[cfg(test)]
+mod tests;

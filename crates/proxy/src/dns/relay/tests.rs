@@ -89,6 +89,9 @@ fn only_the_answer_is_taken() {
     }
 }
 
+/// What it is, how long it is kept in seconds, what is in it.
+type Kept<'a> = (&'a str, Option<u64>, Box<dyn Fn(&mut Message)>);
+
 #[test]
 fn how_long_an_answer_is_kept() {
     let test = "web.test.";
@@ -98,7 +101,7 @@ fn how_long_an_answer_is_kept() {
         summary(&bytes).keep.map(|keep| keep.as_secs())
     };
     let nothing = |code: ResponseCode| move |m: &mut Message| m.metadata.response_code = code;
-    let cases: [(&str, Option<u64>, Box<dyn Fn(&mut Message)>); 13] = [
+    let cases: [Kept<'_>; 13] = [
         (
             "the least counts",
             Some(20),
