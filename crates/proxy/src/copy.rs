@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -58,11 +58,11 @@ pub(crate) async fn into_tunnel(
 ) -> Result<(), Failure> {
     let (read, write) = client.split();
     let (send, receive) = server.split();
-    tokio::try_join!(
+    both(
         enter(read, send, Far::Server, |n| count.up(n)),
-        leave(receive, write, Far::Server, |n| count.down(n))
-    )?;
-    Ok(())
+        leave(receive, write, Far::Server, |n| count.down(n)),
+    )
+    .await
 }
 
 /// Copies between a client's tunnel and a plain server.
@@ -76,11 +76,27 @@ pub(crate) async fn from_tunnel(
 ) -> Result<(), Failure> {
     let (read, write) = server.split();
     let (send, receive) = client.split();
-    tokio::try_join!(
+    both(
+        enter(read, send, Far::Client, |n| count.down(n)),
         leave(receive, write, Far::Client, |n| count.up(n)),
-        enter(read, send, Far::Client, |n| count.down(n))
-    )?;
-    Ok(())
+    )
+    .await
+}
+
+/// Both directions of a tunnel. One that breaks breaks both, but what had arrived before that is handed on: the sending half
+/// learns of a reset at once, the receiving half meets it behind the bytes that came first.
+async fn both(
+    enter: impl Future<Output = Result<(), Failure>>,
+    leave: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let (mut enter, mut leave) = (pin!(enter), pin!(leave));
+    tokio::select! {
+        entered = &mut enter => entered.and(leave.await),
+        left = &mut leave => {
+            left?;
+            enter.await
+        }
+    }
 }
 
 /// Who is at the other end of a tunnel.
@@ -195,10 +211,18 @@ async fn enter(
 /// still saying, so from a client this is an error when bytes of the application wait to be sent, and else an end. From a
 /// server it is always an error: who answers ends with END_STREAM.
 ///
+///
+/// The reset of a server that is an end is CONNECT_ERROR: there the connection behind it was closed or reset, which ends a
+/// plain connection as well. So Envoy tells that the application ended first, be it after `Connection: close`.
+///
 /// - `unsent`: bytes of the application that have not been handed to the tunnel
+/// Source: RFC 9113, section 8.5.
 fn ended(far: Far, error: hbone::TunnelError, unsent: usize) -> Result<(), Failure> {
-    let is_let_go = far == Far::Client && unsent == 0 && error.is_let_go();
-    if error.is_gone() || is_let_go {
+    let is_end = match far {
+        Far::Client => unsent == 0 && error.is_let_go(),
+        Far::Server => error.is_target_gone(),
+    };
+    if error.is_gone() || is_end {
         Ok(())
     } else {
         Err(Failure::Data(error))

@@ -11,6 +11,8 @@ use tokio::task::{LocalSet, spawn_local};
 use super::*;
 
 const PIPE: usize = 64 << 10;
+/// Turns in which everything that can go on has gone on.
+const YIELDS: usize = 50;
 /// What h2 lets a peer send before it says more.
 const WINDOW: usize = 65_535;
 
@@ -173,38 +175,52 @@ fn a_waypoint_that_lets_go_while_the_application_speaks_is_an_error() {
     });
 }
 
+/// A tunnel to a server that has answered with `answer` and then reset it; ours is the client's end, all of it received.
+async fn to_server(answer: Bytes, reset: Reason) -> hbone::Tunnel {
+    let (near, far) = tokio::io::duplex(PIPE);
+    let (done, is_reset) = tokio::sync::oneshot::channel();
+    spawn_local(async move {
+        let mut server = h2::server::handshake(far).await.unwrap();
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
+        send.send_data(answer, false).unwrap();
+        spawn_local(async move {
+            // what was sent is on its way by then: a reset takes the place of what is not
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
+            send.send_reset(reset);
+            done.send(()).unwrap();
+        });
+        server.accept().await;
+    });
+    let settings = hbone::Settings::default();
+    let (sender, driver) = hbone::handshake(near, &settings).await.unwrap();
+    spawn_local(driver);
+    let asked = hbone::Connect {
+        authority: "10.0.0.2:80",
+        baggage: hbone::HeaderValue::from_static(""),
+        forwarded: hbone::Forwarded {
+            client: "10.0.0.1:40000".parse().unwrap(),
+            host: None,
+        },
+        traceparent: hbone::Traceparent::random(&mut rand::rng()),
+        forwarded_network: None,
+    };
+    let tunnel = sender.connect(&asked).await.unwrap();
+    is_reset.await.unwrap();
+    for _ in 0..YIELDS {
+        tokio::task::yield_now().await;
+    }
+    tunnel
+}
+
 #[test]
 fn a_server_that_lets_go_of_a_clients_tunnel_is_an_error() {
     run(async {
-        let (near, far) = tokio::io::duplex(PIPE);
-        spawn_local(async move {
-            let mut server = h2::server::handshake(far).await.unwrap();
-            let (_, mut respond) = server.accept().await.unwrap().unwrap();
-            let mut send = respond
-                .send_response(http::Response::new(()), false)
-                .unwrap();
-            send.send_data(Bytes::from_static(b"half an ans"), false)
-                .unwrap();
-            spawn_local(async move {
-                tokio::task::yield_now().await;
-                send.send_reset(Reason::INTERNAL_ERROR);
-            });
-            server.accept().await;
-        });
-        let settings = hbone::Settings::default();
-        let (sender, driver) = hbone::handshake(near, &settings).await.unwrap();
-        spawn_local(driver);
-        let asked = hbone::Connect {
-            authority: "10.0.0.2:80",
-            baggage: hbone::HeaderValue::from_static(""),
-            forwarded: hbone::Forwarded {
-                client: "10.0.0.1:40000".parse().unwrap(),
-                host: None,
-            },
-            traceparent: hbone::Traceparent::random(&mut rand::rng()),
-            forwarded_network: None,
-        };
-        let tunnel = sender.connect(&asked).await.unwrap();
+        let tunnel = to_server(Bytes::from_static(b"half an ans"), Reason::INTERNAL_ERROR).await;
         let (_app, mut ours) = tcp().await;
         let ended = into_tunnel(&mut ours, tunnel, &Counted::default()).await;
         assert!(
@@ -212,4 +228,30 @@ fn a_server_that_lets_go_of_a_clients_tunnel_is_an_error() {
             "{ended:?}"
         );
     });
+}
+
+#[test]
+fn what_a_server_said_before_a_reset_arrives() {
+    for (code, is_error) in [
+        (Reason::CONNECT_ERROR, false),
+        (Reason::NO_ERROR, false),
+        (Reason::INTERNAL_ERROR, true),
+        (Reason::PROTOCOL_ERROR, true),
+    ] {
+        // again and again, because which half is asked first is left to chance
+        for _ in 0..10 {
+            run(async {
+                let tunnel = to_server(vec![7; WINDOW - 1].into(), code).await;
+                let (mut app, mut ours) = tcp().await;
+                let counted = Counted::default();
+                let ended = into_tunnel(&mut ours, tunnel, &counted).await;
+                assert_eq!(ended.is_err(), is_error, "{code:?}: {ended:?}");
+                assert_eq!(counted.down.get(), WINDOW - 1, "{code:?}");
+                drop(ours);
+                let mut all = Vec::new();
+                app.read_to_end(&mut all).await.unwrap();
+                assert_eq!(all.len(), WINDOW - 1, "{code:?}");
+            });
+        }
+    }
 }
