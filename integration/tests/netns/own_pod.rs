@@ -1,10 +1,11 @@
 //! The daemon's own pod: captured clients reach its metrics through the mesh, as they would any workload.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use integration::model::PodRecord;
-use integration::{Daemon, Layout, Node, Policy, netns, pod};
+use integration::{Daemon, Layout, Node, Policy, netns, pod, until};
 use serde_json::Value;
 
 use crate::support::{self, Mesh, SOON};
@@ -221,5 +222,52 @@ fn it_drains_with_the_process() -> Result<()> {
     assert!(exit.took < SOON / 2, "{:?}", exit.took);
     let taken = netns::inside(mesh.daemons[1].netns(), || TcpListener::bind("[::]:15008"))?;
     assert!(taken.is_ok(), "{taken:?} on {}", node.name);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_served_before_the_mesh_is_known() -> Result<()> {
+    let mut world = support::governed(&Layout::standard())?;
+    world.istiod_mut().stop();
+    let node = world.node(0);
+    let more = env(node);
+    let mut daemon = Daemon::launch_in(node, more, None)?;
+    let dump = until(SOON, "the dump", || Ok(daemon.config_dump().ok()))?;
+    assert_eq!(dump["ownPod"]["state"], "Pending", "{}", dump["ownPod"]);
+    // the port is ours already; who connects waits
+    let to = SocketAddr::new(node.v4(FIRST_DAEMON).into(), 15008);
+    let pod = world.pod("client-0");
+    let mut waits = netns::inside(&pod.netns, || TcpStream::connect(to))??;
+    waits.write_all(&[0x16, 3, 1])?;
+    let exit = daemon.terminate()?;
+    assert_eq!(exit.status.code(), Some(0));
+    assert!(exit.took < SOON / 2, "{:?}", exit.took);
+    daemon.wait_log(0, &["ending before the control plane has said"])?;
+    // nothing was ever answered
+    assert!(!waits.read(&mut [0; 1]).is_ok_and(|n| n > 0));
+    Ok(())
+}
+
+#[test]
+fn what_is_open_has_until_the_deadline() -> Result<()> {
+    let mut mesh = up()?;
+    let listener = netns::inside(mesh.daemons[1].netns(), || TcpListener::bind("[::]:9000"))??;
+    let to = SocketAddr::new(mesh.world.node(1).v4(FIRST_DAEMON).into(), 9000);
+    let podapp = integration::place::binary("podapp")?;
+    let client = mesh.pod("client-0").clone();
+    let binary = podapp.to_string_lossy();
+    let to = to.to_string();
+    let _held = client.spawn(&[&*binary, "hold", "--to", &to, "--timeout-ms", "60000"])?;
+    let (_stream, _) = listener.accept()?;
+    let exit = mesh.daemons[1].terminate()?;
+    assert_eq!(exit.status.code(), Some(0));
+    // the deadline of these daemons is 5 s
+    assert!(exit.took >= SOON / 2 && exit.took < SOON, "{:?}", exit.took);
+    let why = "connection closed due to connection drain";
+    let cut = mesh.daemons[1]
+        .access()
+        .into_iter()
+        .any(|line| line.is("inbound") && line.field("error") == why);
+    assert!(cut, "{}", mesh.daemons[1].tail());
     Ok(())
 }

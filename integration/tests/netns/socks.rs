@@ -427,3 +427,21 @@ fn a_port_that_an_application_has_keeps_its_pod_out_with_a_reason() -> Result<()
     drop(taken);
     world.settled_enrolment(&[&daemon])
 }
+
+#[test]
+fn with_ipv6_off_a_target_of_that_kind_is_refused() -> Result<()> {
+    let world = support::world(&Layout::standard())?;
+    let env = [ON[0], ("IPV6_ENABLED", "false")];
+    let daemons = world.nodes().iter().map(|node| Daemon::start(node, &env));
+    let mesh = Mesh {
+        daemons: daemons.collect::<Result<_>>()?,
+        world,
+    };
+    mesh.label("shop", true)?;
+    let (pod, server) = (mesh.pod("client-0"), mesh.pod("server-0"));
+    let all = [GREETING, &request(server.at6(9000))].concat();
+    let got = rest(client(pod, &all)?);
+    assert_eq!(got, [&CHOICE[..], &reply(1)].concat());
+    mesh.daemons[0].wait_log(0, &["IPv6 is switched off", "direction=\"outbound\""])?;
+    Ok(())
+}
