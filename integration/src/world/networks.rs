@@ -93,7 +93,7 @@ impl Networks {
 
     /// Tells the other side of a service: the service with its virtual addresses and the identities of its pods, and its
     /// pods without addresses, behind their network's gateway. A waypoint before it that is named by host name is told
-    /// of as well.
+    /// of as well. Where the other side has a service of the same host name, the two become one.
     ///
     /// - `from`: index of the side that has the service
     ///
@@ -106,13 +106,16 @@ impl Networks {
         };
         other.world.edit(|model| {
             own.gateway_seen(model);
-            for mut service in told {
-                let here = service.vips.iter();
-                service.remote_vips = here.map(|&vip| (own.network.to_owned(), vip)).collect();
-                service.network = other.network.to_owned();
-                model.services.push(service);
+            for service in told {
+                let remote = service.vips.iter();
+                let remote = remote.map(|&vip| (own.network.to_owned(), vip)).collect();
+                merge(model, service, remote, other.network);
             }
-            model.others.extend(pods);
+            for pod in pods {
+                if model.others.iter().all(|known| known.name != pod.name) {
+                    model.others.push(pod);
+                }
+            }
         })
     }
 
@@ -239,6 +242,22 @@ impl Side {
         service.pods.push(name.clone());
         model.services.push(service);
     }
+}
+
+/// Adds a service of the other network, or, where there is one of the same host name, its pods to that.
+fn merge(model: &mut Model, told: Service, remote: Vec<(String, IpAddr)>, network: &str) {
+    let mut all = model.services.iter_mut();
+    let Some(known) = all.find(|known| known.hostname() == told.hostname()) else {
+        model.services.push(Service {
+            remote_vips: remote,
+            network: network.to_owned(),
+            ..told
+        });
+        return;
+    };
+    known.pods.extend(told.pods);
+    known.subject_alt_names.extend(told.subject_alt_names);
+    known.remote_vips.extend(remote);
 }
 
 fn gateway_service(network: &str) -> Service {

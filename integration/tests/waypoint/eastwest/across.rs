@@ -1,13 +1,14 @@
 //! Traffic between the networks: what arrives, who is seen, and what is on the wire between.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::model::HBONE_PORT;
+use integration::model::{HBONE_PORT, LoadBalancer};
 use integration::world::networks::Named;
-use integration::{App, Pod, place, until};
+use integration::{App, Model, Pod, place, until};
 use serde_json::Value;
 
 use super::scene::{EAST, ECHO, GREET, GREET_AND_END, HTTP, SOON, Scene, WEST, echo, vips};
@@ -16,6 +17,7 @@ use super::scene::{EAST, ECHO, GREET, GREET_AND_END, HTTP, SOON, Scene, WEST, ec
 const SERVER_WEST: u8 = 10;
 const SERVER_EAST: u8 = 20;
 const FRONTED: u8 = 30;
+const BOTH: u8 = 50;
 /// Bytes of a large transfer.
 const LARGE: usize = 32 << 20;
 /// Connections at a time: fewer than one tunnel takes.
@@ -103,6 +105,57 @@ fn a_gateway_is_found_by_either_address_and_by_name() -> Result<()> {
             "found",
         )?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_service_of_both_networks_is_served_by_the_near_one_while_that_can() -> Result<()> {
+    let scene = Scene::set(Named::Address)?;
+    let client = scene.pod("client-west-0");
+    let served = |times: usize| -> Result<BTreeSet<String>> {
+        let name = |_| Ok(get(client, vips(BOTH, HTTP)[0], "/")?["app"].to_string());
+        (0..times).map(name).collect()
+    };
+    let names = |all: &[&str]| all.iter().map(|name| format!("\"{name}\"")).collect();
+    // each is as good as the other: one in 2^24 sees only one of them
+    let all: BTreeSet<String> = names(&["server-east-0", "server-west-0"]);
+    assert_eq!(served(25)?, all);
+    let balancer = LoadBalancer {
+        preferences: vec!["Network".to_owned()],
+        mode: "Failover".to_owned(),
+        health: "OnlyHealthy".to_owned(),
+    };
+    let prefer = |model: &mut Model| {
+        if let Some(service) = model.service_mut("both") {
+            service.load_balancer = Some(balancer);
+        }
+    };
+    scene.edit(WEST, prefer, |dump| {
+        let mut services = dump["services"].as_array().into_iter().flatten();
+        services.any(|one| one["name"] == "both" && one["loadBalancer"].is_object())
+    })?;
+    assert_eq!(served(10)?, names(&["server-west-0"]));
+    let near = |model: &mut Model, down: bool| {
+        if let Some(pod) = model.pod_mut("server-west-0") {
+            pod.unhealthy = down;
+        }
+    };
+    let shown = |dump: &Value, status: &str| {
+        let mut pods = dump["workloads"].as_array().into_iter().flatten();
+        pods.any(|one| one["name"] == "server-west-0" && one["status"] == status)
+    };
+    scene.edit(
+        WEST,
+        |model| near(model, true),
+        |dump| shown(dump, "Unhealthy"),
+    )?;
+    assert_eq!(served(10)?, names(&["server-east-0"]));
+    scene.edit(
+        WEST,
+        |model| near(model, false),
+        |dump| shown(dump, "Healthy"),
+    )?;
+    assert_eq!(served(10)?, names(&["server-west-0"]));
     Ok(())
 }
 

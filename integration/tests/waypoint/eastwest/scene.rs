@@ -56,7 +56,7 @@ fn service(name: &str, host: u8, ports: &[(u16, u16)], pod: &str) -> Service {
 }
 
 /// West: `client-west-0`, `other-west-0`, `server-west-0`. East: `client-east-0`, which has the address of `client-west-0`,
-/// `server-east-0`, and `fronted-0` behind the waypoint `waypoint-0`.
+/// `server-east-0`, and `fronted-0` behind the waypoint `waypoint-0`. The service `both` has a pod in each.
 fn layouts() -> [Layout; 2] {
     let pods = |names: &[&str]| {
         names
@@ -67,7 +67,10 @@ fn layouts() -> [Layout; 2] {
     let west = Layout {
         nodes: 1,
         pods: pods(&["client-west-0", "server-west-0", "other-west-0"]),
-        services: vec![service("server-west", 10, &PORTS, "server-west-0")],
+        services: vec![
+            service("server-west", 10, &PORTS, "server-west-0"),
+            service("both", 50, &PORTS, "server-west-0"),
+        ],
     };
     let mut fronted = service("fronted", 30, &PORTS, "fronted-0");
     let waypoint = service("waypoint", 40, &[(15008, 15008)], "waypoint-0");
@@ -80,6 +83,7 @@ fn layouts() -> [Layout; 2] {
         pods: east,
         services: vec![
             service("server-east", 20, &PORTS, "server-east-0"),
+            service("both", 50, &PORTS, "server-east-0"),
             fronted,
             waypoint,
         ],
@@ -121,6 +125,7 @@ impl Scene {
         })?;
         net.tell(WEST, "server-west", named)?;
         net.tell(EAST, "server-east", named)?;
+        net.tell(EAST, "both", named)?;
         net.tell(EAST, "fronted", named)?;
         let mut daemons = Vec::new();
         for side in &net.sides {

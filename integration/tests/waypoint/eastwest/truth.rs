@@ -3,6 +3,7 @@
 use anyhow::Result;
 use integration::world::networks::Named;
 use integration::{Metrics, until};
+use serde_json::Value;
 
 use super::scene::{EAST, ECHO, SOON, Scene, WEST, echo, hold, vips};
 
@@ -74,7 +75,27 @@ fn both_sides_name_the_true_ends_though_addresses_overlap() -> Result<()> {
         "the gateway's address: {}",
         line.text
     );
+    let local = seen["local"].as_str().unwrap_or_default();
+    gateway_agrees(
+        &scene,
+        &authority,
+        &from,
+        &format!("for=\"{local}\";host={host}"),
+    )?;
     metrics_agree(&scene, host, &from, &to)
+}
+
+/// The gateway was asked by the client itself, in its own name, and not told from which network: only who is behind it is.
+fn gateway_agrees(scene: &Scene, authority: &str, client: &str, forwarded: &str) -> Result<()> {
+    let gateway = &scene.gateways[EAST];
+    let mine = |entry: &Value| entry["authority"] == authority;
+    let entry = gateway.wait_access("eastwest", "the tunnel", mine)?;
+    for (key, value) in [("source", client), ("forwarded", forwarded), ("flags", "-")] {
+        assert_eq!(entry[key], value, "{key}: {entry}");
+    }
+    assert_eq!(entry["code"], 200, "{entry}");
+    assert_eq!(entry["network"], Value::Null, "{entry}");
+    Ok(())
 }
 
 /// Both daemons count the one connection of ten bytes under the same names.
@@ -139,11 +160,9 @@ fn an_open_connection_is_shown_as_double() -> Result<()> {
     let to = vips(20, ECHO)[0];
     let held = hold(client, to)?;
     let gateway = format!("{}:15008", scene.net.sides[EAST].outside4);
-    let open = |side: usize, uid: &str, direction: &str| -> Result<serde_json::Value> {
+    let open = |side: usize, uid: &str, direction: &str| -> Result<Value> {
         let what = format!("an {direction} connection in the dump");
-        let first = |dump: &serde_json::Value| {
-            dump["workloadState"][uid]["connections"][direction][0].clone()
-        };
+        let first = |dump: &Value| dump["workloadState"][uid]["connections"][direction][0].clone();
         let dump = scene.daemons[side].wait_dump(SOON, &what, |dump| first(dump).is_object())?;
         Ok(first(&dump))
     };
