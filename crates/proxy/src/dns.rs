@@ -57,3 +57,6 @@ pub(crate) async fn resolve(
     let answer = desk.answer(&message, via).await;
     Ok(read_addresses(&answer.unwrap_or_default())?)
 }
+
+#[cfg(test)]
+mod tests;

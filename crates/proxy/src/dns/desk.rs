@@ -72,19 +72,19 @@ impl Desk {
         known.map_or(AtOnce::Wait, AtOnce::Say)
     }
 
-    /// What is said in the end to a message that had to wait.
-    pub(super) async fn later(&self, message: &[u8], via: Via) -> Vec<u8> {
+    /// What is said in the end to a message that had to wait; none = the pod is cut off, so nobody hears it.
+    pub(super) async fn later(&self, message: &[u8], via: Via) -> Option<Vec<u8>> {
         let Parsed::Query(query) = parse(message) else {
             // it would not have had to wait
-            return Vec::new();
+            return None;
         };
         let Ok(client) = local_workload(&self.shard.shared, &self.pod).await else {
             self.count(None, &query, via);
-            return query.error(Code::ServerFailure);
+            return Some(query.error(Code::ServerFailure));
         };
         let index = self.shard.shared.state();
         if let Some(answer) = self.known(&index, &client, &query, via) {
-            return answer;
+            return Some(answer);
         }
         drop(index);
         self.forward(&client, &query, via).await
@@ -96,7 +96,7 @@ impl Desk {
             AtOnce::Say(answer) => Some(answer),
             AtOnce::Ignore => None,
             AtOnce::Wait => match Seat::take(&self.pod) {
-                Some(_seat) => Some(self.later(message, via).await),
+                Some(_seat) => self.later(message, via).await,
                 None => {
                     self.shard.shared.refusals.shed_question();
                     match parse(message) {
@@ -182,7 +182,7 @@ impl Desk {
     }
 
     /// Asks a resolver.
-    async fn forward(&self, client: &Workload, query: &Query<'_>, via: Via) -> Vec<u8> {
+    async fn forward(&self, client: &Workload, query: &Query<'_>, via: Via) -> Option<Vec<u8>> {
         let started = Instant::now();
         let count = self.count(Some(client), query, via);
         let outcome = if query.is_plain() {
@@ -190,19 +190,21 @@ impl Desk {
         } else {
             fetch_alone(&self.pod, via.resolver, query.message).await
         };
-        match outcome {
+        let answer = match outcome {
             Ok(answer) if via.transport == Transport::Udp || !is_cut(&answer) => {
                 told(client, query, count, started, &summary(&answer));
                 pass_on(query, &answer, Duration::ZERO, query.limit(via.transport))
             }
             Ok(_) => failed(client, query, count, started, "the answer is cut off"),
+            Err(Trouble::Leaving) => return None,
             Err(trouble) => {
                 if matches!(trouble, Trouble::Busy) {
                     self.shard.shared.refusals.shed_question();
                 }
                 failed(client, query, count, started, &trouble.to_string())
             }
-        }
+        };
+        Some(answer)
     }
 
     fn count(&self, client: Option<&Workload>, query: &Query<'_>, via: Via) -> DnsQuestion {

@@ -67,12 +67,14 @@ async fn converse(
 
 /// Waits for a question. False: none came in time.
 async fn is_more(stream: &TcpStream, phase: &mut watch::Receiver<Phase>) -> io::Result<bool> {
+    // looked at, not asked for readiness: that would be left over from the last question
+    let (mut first, mut last) = ([0; 1], [0; 1]);
     let waited = tokio::select! {
         biased;
-        ready = timeout(IDLE_MAX, stream.readable()) => ready,
-        () = reached(phase, Phase::Drain) => timeout(LEAVING_IDLE_MAX, stream.readable()).await,
+        first = timeout(IDLE_MAX, stream.peek(&mut first)) => first,
+        () = reached(phase, Phase::Drain) => timeout(LEAVING_IDLE_MAX, stream.peek(&mut last)).await,
     };
-    waited.map_or(Ok(false), |ready| ready.map(|()| true))
+    waited.map_or(Ok(false), |bytes| bytes.map(|bytes| bytes > 0))
 }
 
 async fn within<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {

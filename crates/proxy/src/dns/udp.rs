@@ -24,6 +24,8 @@ use crate::shard::Shard;
 const SLICE: usize = 32;
 /// Questions taken from a socket that closes.
 const REST_MAX: usize = 512;
+/// Where resolvers listen.
+const RESOLVER_PORT: u16 = 53;
 /// Pause after a failed receive, so that a lasting fault does not spin.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -112,6 +114,10 @@ impl Door {
             resolver: asked.resolver.map(plain),
             ..asked
         };
+        // capture brings what was sent to port 53; all else was sent to this socket itself, which is nobody's resolver
+        if (asked.resolver).is_some_and(|resolver| resolver.port() != RESOLVER_PORT) {
+            return;
+        }
         let is_v6 = asked.resolver.is_some_and(|resolver| resolver.is_ipv6());
         if is_v6 && self.desk.shard.shared.config.ipv4_only {
             return;
@@ -134,8 +140,9 @@ impl Door {
         };
         let (desk, port) = (self.desk.clone(), Rc::clone(&self.port));
         self.under_way.spawn_local(async move {
-            let answer = desk.later(&message, via).await;
-            say(&desk.pod, &*port, &asked, &answer);
+            if let Some(answer) = desk.later(&message, via).await {
+                say(&desk.pod, &*port, &asked, &answer);
+            }
             drop(seat);
         });
     }
