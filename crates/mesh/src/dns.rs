@@ -66,8 +66,8 @@ impl Family {
 pub struct Question<'a> {
     /// Who asks.
     pub client: &'a Workload,
-    /// The name, its labels separated by dots, without the last one; the empty text is the root. Case does not matter. A name
-    /// that cannot be written so (other characters than those of ASCII, dots within labels) is not the mesh's.
+    /// The name, its labels separated by dots; the empty text is the root. Case and a last dot do not matter. A name that cannot
+    /// be written so (other characters than those of ASCII, dots within labels) is not the mesh's.
     pub name: &'a str,
     /// Which addresses.
     pub family: Family,

@@ -7,14 +7,15 @@ use super::{SEARCH_MAX, Zone};
 /// without a search domain, if it was that, and no wildcard.
 ///
 /// - `namespace`: of the client
-/// - `name`: as asked, without the last dot
+/// - `name`: as asked, with or without the last dot
 pub(super) fn find<'q, T>(
     zone: &Zone<'_>,
     namespace: &str,
     name: &'q str,
     known: impl Fn(&str) -> Option<T>,
 ) -> Option<(Option<&'q str>, T)> {
-    if name.is_empty() || !name.is_ascii() {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if !name.is_ascii() || name.split('.').any(str::is_empty) {
         return None;
     }
     let domain = zone.domain();
@@ -134,7 +135,12 @@ mod tests {
     fn expansions_by_number_of_labels() {
         let cases: &[(&str, &[&str])] = &[
             ("", &[]),
+            (".", &[]),
             ("x", &["x", "x.ns.svc.D"]),
+            ("x.", &["x", "x.ns.svc.D"]),
+            ("x..", &[]),
+            (".x", &[]),
+            ("x..y", &[]),
             ("svc", &["svc", "svc.ns.svc.D"]),
             ("x.y", &["x.y", "x.y.svc.D", "x.y.ns.svc.D"]),
             ("x.svc", &["x.svc", "x.svc.svc.D", "x.svc.ns.svc.D"]),

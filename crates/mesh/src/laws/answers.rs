@@ -114,6 +114,10 @@ impl Asking {
         assert_eq!(plain(&said), self.expected(), "{}", self.name);
         let loud = self.name.to_ascii_uppercase();
         assert_eq!(said, self.ask(&self.index, &loud, "D.", 100));
+        if !self.name.ends_with('.') {
+            let dotted = format!("{}.", self.name);
+            assert_eq!(said, self.ask(&self.index, &dotted, DOMAIN, 100));
+        }
         let afresh = Index::build(self.index.resources());
         assert_eq!(said, self.ask(&afresh, &self.name, DOMAIN, 100));
         if let Answer::Records { addresses, .. } = &said {
@@ -144,10 +148,20 @@ impl Asking {
         }
     }
 
+    /// The name in lower case, without a last dot.
+    fn asked(&self) -> String {
+        let mut asked = self.name.to_ascii_lowercase();
+        if asked.ends_with('.') {
+            asked.pop();
+        }
+        asked
+    }
+
     /// All names that may be meant, with what is left of the asked one without a search domain.
     fn aliases(&self) -> Vec<(String, Option<String>)> {
         let namespace = &*self.client.namespace;
-        let mut all: Vec<(String, Option<String>)> = vec![(self.name.to_lowercase(), None)];
+        let asked = self.asked();
+        let mut all: Vec<(String, Option<String>)> = vec![(asked.clone(), None)];
         all.extend(
             expansions(&all[0].0, namespace)
                 .into_iter()
@@ -163,7 +177,7 @@ impl Asking {
         };
         for domain in search {
             let suffix = format!(".{domain}");
-            if let Some(rest) = self.name.to_lowercase().strip_suffix(&suffix)
+            if let Some(rest) = asked.strip_suffix(&suffix)
                 && !rest.is_empty()
             {
                 all.push((rest.to_owned(), Some(rest.to_owned())));
@@ -175,7 +189,11 @@ impl Asking {
     }
 
     fn expected(&self) -> Plain {
-        if self.name.is_empty() || !self.name.is_ascii() {
+        let asked = self.asked();
+        if !asked.is_ascii() || asked.starts_with('.') || asked.ends_with('.') {
+            return Plain::Forward;
+        }
+        if asked.is_empty() || asked.contains("..") {
             return Plain::Forward;
         }
         for (name, alias) in self.aliases() {
