@@ -208,14 +208,14 @@ async fn enter(
 ///
 /// Envoy resets tunnels to servers with INTERNAL_ERROR when its pool has no more use for them, after every byte was
 /// delivered, and would do the same to one that it gives up halfway. The two differ only in what the application was
-/// still saying, so from a client this is an error when bytes of the application wait to be sent, and else an end. From a
-/// server it is always an error: who answers ends with END_STREAM.
+/// still saying, so from a client this is an error when bytes of the application wait to be sent, and else an end.
 ///
-///
-/// The reset of a server that is an end is CONNECT_ERROR: there the connection behind it was closed or reset, which ends a
-/// plain connection as well. So Envoy tells that the application ended first, be it after `Connection: close`.
+/// From a server it is always an error: who answers ends with END_STREAM, or with CONNECT_ERROR when the connection behind
+/// it was closed or reset, which ends a plain connection as well. So Envoy tells that the application ended first, be it
+/// after `Connection: close`.
 ///
 /// - `unsent`: bytes of the application that have not been handed to the tunnel
+///
 /// Source: RFC 9113, section 8.5.
 fn ended(far: Far, error: hbone::TunnelError, unsent: usize) -> Result<(), Failure> {
     let is_end = match far {
