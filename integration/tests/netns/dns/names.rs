@@ -275,7 +275,7 @@ fn questions_are_counted_and_told() -> Result<()> {
         let parts = [
             "\tdns\t",
             "src.workload=\"client-0\" src.namespace=\"shop\"",
-            &format!("query={query} domain={domain} result=\"{result}"),
+            &format!("query=\"{query}\" domain=\"{domain}\" result=\"{result}"),
             "endpoints=",
         ];
         scene.daemon().wait_log(from, &parts)?;
