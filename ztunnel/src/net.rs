@@ -122,6 +122,8 @@ pub struct PodNet {
     via: Via,
     /// those of the node when this was made
     resolvers: Vec<SocketAddr>,
+    /// ports of the listeners that our kernel programs lead to
+    doors: Vec<u16>,
 }
 
 impl PodNet {
@@ -137,7 +139,29 @@ impl PodNet {
             base,
             via: Via::Ebpf,
             resolvers: node_resolvers(),
+            doors: Vec::new(),
         }
+    }
+
+    /// The same, with the listeners that captured connections come to.
+    ///
+    /// Errors: the kernel's, about their ports.
+    pub fn behind(mut self, sockets: &PodSockets) -> io::Result<Self> {
+        let doors = [&sockets.outbound, &sockets.hbone, &sockets.plaintext];
+        let ports = doors.map(|door| door.local_addr().map(|at| at.port()));
+        self.doors = ports.into_iter().collect::<io::Result<_>>()?;
+        Ok(self)
+    }
+
+    /// Whether somebody connected to one of the listeners itself, wherever it is; what is captured was meant for elsewhere.
+    /// Serving it would lead to the same listener again, and again.
+    fn is_own(&self, local: SocketAddr) -> io::Result<bool> {
+        if !self.doors.contains(&local.port()) {
+            return Ok(false);
+        }
+        let ip = local.ip().to_canonical();
+        let here = || UdpSocket::bind((ip, 0)).is_ok();
+        Ok(ip.is_loopback() || self.netns.run(here)?)
     }
 
     /// Sockets in the daemon's own namespace, `netns`, which nobody captures.
@@ -201,7 +225,11 @@ impl Net for PodNet {
 
     fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {
         match self.via {
-            Via::Ebpf | Via::Own => accepted.local_addr().map(Some),
+            Via::Ebpf => {
+                let local = accepted.local_addr()?;
+                Ok((!self.is_own(local)?).then_some(local))
+            }
+            Via::Own => accepted.local_addr().map(Some),
             Via::External { .. } => sys::socket::original_destination(accepted),
         }
     }
