@@ -164,13 +164,11 @@ fn the_resolver_sees_the_pod_and_no_port_of_its_application() -> Result<()> {
             &[&format!("seen{}.test", u8::from(server.is_ipv6()))],
         )?;
     }
-    let lines = scene.upstream.lines();
-    let from = |ip: String| {
-        lines
-            .iter()
-            .any(|line| line.starts_with(&format!("udp from {ip}:")))
-    };
-    assert!(from(client.v4.to_string()), "{lines:?}");
-    assert!(from(format!("[{}]", client.v6)), "{lines:?}");
+    for ip in [client.v4.to_string(), format!("[{}]", client.v6)] {
+        let from = format!("udp from {ip}:");
+        scene
+            .upstream
+            .wait_line(SOON, &from, |line| line.starts_with(&from))?;
+    }
     Ok(())
 }
