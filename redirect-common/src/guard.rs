@@ -19,6 +19,8 @@ pub struct Departure {
 pub trait Sender {
     /// [`Former::captured`] of the socket; 0 when nothing is kept at it.
     fn flag(&self) -> u32;
+    /// Whether it is known to be in a namespace that is none of the pods'.
+    fn is_foreign(&self) -> bool;
     /// Whether it is a TCP socket that has asked for a connection and has no answer yet (`TCP_SYN_SENT`).
     fn is_connecting(&self) -> bool;
     /// Whether the socket is a daemon's.
@@ -60,6 +62,9 @@ pub fn egress(departure: &Departure, sender: &impl Sender) -> Egress {
     let flag = sender.flag();
     if flag == Former::CAPTURED {
         return Egress::Captured;
+    }
+    if flag == 0 && sender.is_foreign() {
+        return Egress::Pass;
     }
     let marked = departure.mark == REDIRECT_MARK;
     if !sender.is_connecting() {

@@ -107,6 +107,8 @@ pub mod name {
     pub const PROBES: &str = "PROBES";
     /// Read-only datum of the `sk_lookup` program: its namespace's cookie.
     pub const COOKIE: &str = "COOKIE";
+    /// Read-only datum of the programs that follow connections: whether nobody is ever held.
+    pub const HOLDS_NOBODY: &str = "HOLDS_NOBODY";
     /// Read-only datum of the guards: whether they ask for the namespace of a packet that no cgroup answers for.
     pub const BY_NAMESPACE: &str = "BY_NAMESPACE";
 }

@@ -88,6 +88,8 @@ pub struct Parts {
     pub config: Arc<config::Config>,
     /// kernel side
     pub redirection: Redirection,
+    /// listeners of the only member that are open already
+    pub early: Option<external::Sockets>,
     /// who is held until it is enrolled
     pub keeper: Keeper,
     /// cgroups of pods as they come and go

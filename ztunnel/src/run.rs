@@ -140,6 +140,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         quit,
     };
     listen(&config, &ready, &shards, &shared, admin, &stop).await?;
+    let early = dedicated::listen_early(&config)?;
     if let Some(Local::File(path)) = &config.local {
         let (path, publisher, fault) = (path.clone(), publisher.clone(), Arc::clone(&fault));
         tokio::task::spawn_local(mesh_file::follow(path, local, publisher, fault));
@@ -192,6 +193,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
     let parts = Parts {
         config,
         redirection,
+        early,
         keeper,
         cgroups,
         reporter,
@@ -218,31 +220,32 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
 
 /// Starts capture, or says where others bring the connections. The cgroup that holds all pods goes along, where it is ours to know.
 fn redirection(config: &Config) -> anyhow::Result<(Redirection, Option<PathBuf>)> {
-    match config.capture.redirect {
-        Redirect::Ebpf => {
-            let (capture, cgroup) = start_capture(config)?;
-            Ok((
-                Redirection::Ebpf(Arc::new(Mutex::new(capture))),
-                Some(cgroup),
-            ))
-        }
-        Redirect::External { mark, reuse_port } => {
-            let options = external::Options {
-                mark,
-                reuse_port,
-                transparent: config.capture.keep_source,
-                ipv6: config.capture.ipv6,
-                dns: config.capture.dns,
-                dns_at: match config.capture.dns_address {
-                    DnsAddress::Localhost(port) => external::DnsAt::Loopback(port),
-                    DnsAddress::At(address) => external::DnsAt::One(address),
-                },
-                socks: config.socks5,
-                proc: config.capture.host_proc.clone(),
-            };
-            Ok((Redirection::External(options), None))
-        }
+    if let Some(options) = external_options(config) {
+        return Ok((Redirection::External(options), None));
     }
+    let (capture, cgroup) = start_capture(config)?;
+    let capture = Arc::new(Mutex::new(capture));
+    Ok((Redirection::Ebpf(capture), Some(cgroup)))
+}
+
+/// How the listeners are that others bring connections to; none where we capture.
+pub fn external_options(config: &Config) -> Option<external::Options> {
+    let Redirect::External { mark, reuse_port } = config.capture.redirect else {
+        return None;
+    };
+    Some(external::Options {
+        mark,
+        reuse_port,
+        transparent: config.capture.keep_source,
+        ipv6: config.capture.ipv6,
+        dns: config.capture.dns,
+        dns_at: match config.capture.dns_address {
+            DnsAddress::Localhost(port) => external::DnsAt::Loopback(port),
+            DnsAddress::At(address) => external::DnsAt::One(address),
+        },
+        socks: config.socks5,
+        proc: config.capture.host_proc.clone(),
+    })
 }
 
 /// Holds pods until they are enrolled, if that is wanted. Cgroups are followed where the source knows pods by API alone.

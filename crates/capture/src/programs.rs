@@ -11,6 +11,7 @@ use sys::bpf::Attach;
 
 use crate::error::StartError;
 use crate::pins::Pins;
+use crate::probe::packets_know_namespace;
 
 /// Whether this build holds the kernel programs.
 pub const BUILT: bool = cfg!(has_programs);
@@ -48,6 +49,10 @@ pub(crate) const CGROUP_PROGRAMS: [(&str, &str, Attach); 6] = [
 
 /// The object of the guards.
 const GUARD_OBJECT: &str = "guard";
+/// The object of the programs that follow connections.
+const TRACK_OBJECT: &str = "track";
+/// Value of a datum that is switched on.
+const YES: u32 = 1;
 
 /// The program at kubelet's cgroup.
 pub(crate) const KUBELET_PROGRAM: &str = "probes";
@@ -62,21 +67,24 @@ pub(crate) struct Shared {
 
 /// Loads all programs that are not a single pod's, and makes or opens the shared maps.
 ///
-/// - `by_namespace`: the guards ask for the namespace of packets, which the kernel must be able to tell
-pub(crate) fn load_shared(pins: &Pins, by_namespace: bool) -> Result<Shared, StartError> {
+/// - `dedicated`: as of [`crate::Config`]. The guards then ask for the namespace of packets, where the kernel tells
+pub(crate) fn load_shared(pins: &Pins, dedicated: bool) -> Result<Shared, StartError> {
     if !BUILT {
         return Err(StartError::NotBuilt);
     }
+    let by_namespace = dedicated && packets_know_namespace();
     let mut objects = Vec::new();
     for (object, bytes) in [
         ("redirect", REDIRECT),
         (GUARD_OBJECT, GUARD),
-        ("track", TRACK),
+        (TRACK_OBJECT, TRACK),
     ] {
-        let asks = u32::from(by_namespace && object == GUARD_OBJECT);
         let mut loader = loader(pins);
-        if asks != 0 {
-            loader.override_global(name::BY_NAMESPACE, &asks, true);
+        if object == GUARD_OBJECT && by_namespace {
+            loader.override_global(name::BY_NAMESPACE, &YES, true);
+        }
+        if object == TRACK_OBJECT && dedicated {
+            loader.override_global(name::HOLDS_NOBODY, &YES, true);
         }
         let loaded = loader.load(bytes);
         objects.push(loaded.map_err(|error| refused(object, &error))?);

@@ -5,6 +5,7 @@ use super::*;
 struct Out {
     flag: u32,
     connecting: bool,
+    foreign: bool,
     world: World,
     destination: &'static str,
 }
@@ -12,6 +13,9 @@ struct Out {
 impl Sender for Out {
     fn flag(&self) -> u32 {
         self.flag
+    }
+    fn is_foreign(&self) -> bool {
+        self.foreign
     }
     fn is_connecting(&self) -> bool {
         self.connecting
@@ -128,6 +132,7 @@ fn nothing_leaves_that_should_have_been_redirected() {
         let mut sender = Out {
             flag,
             connecting,
+            foreign: false,
             world: World {
                 standing,
                 ..world(flags)
@@ -247,4 +252,26 @@ fn what_was_held_is_settled_once() {
         Settled::Unchanged
     );
     assert_eq!(ask(Former::PASSED, 0, false, false), Settled::Unchanged);
+}
+
+#[test]
+fn what_is_known_to_be_of_others_leaves_as_it_likes() {
+    let departure = |mark| Departure { device: 2, mark };
+    for (flag, mark, connecting, want) in [
+        // another daemon's captured connection, or whoever uses that mark for something else
+        (0, REDIRECT_MARK, false, Egress::Pass),
+        (0, REDIRECT_MARK, true, Egress::Pass),
+        (0, 0, true, Egress::Pass),
+        // one of ours, whatever became of its namespace
+        (Former::CAPTURED, 0, false, Egress::Captured),
+    ] {
+        let sender = Out {
+            flag,
+            connecting,
+            foreign: true,
+            world: world(0),
+            destination: "10.1.1.1",
+        };
+        assert_eq!(egress(&departure(mark), &sender), want, "{flag} {mark:x}");
+    }
 }

@@ -101,6 +101,15 @@ impl Sender for Parcel {
     }
 
     #[inline(always)]
+    fn is_foreign(&self) -> bool {
+        if BY_NAMESPACE.load() == 0 {
+            return false;
+        }
+        // SAFETY: the context's pointer.
+        pod(unsafe { bpf_get_netns_cookie(self.skb.cast()) }).is_none()
+    }
+
+    #[inline(always)]
     fn is_connecting(&self) -> bool {
         self.tcp(TCP_SYN_SENT).is_some()
     }

@@ -4,6 +4,7 @@
 #![no_main]
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
@@ -11,6 +12,10 @@ use aya_ebpf::programs::SockOpsContext;
 use redirect_common::{Address, Counter, Former, Pod, ProbeKey, Settled, settle};
 use redirect_ebpf::lineage::now;
 use redirect_ebpf::{CAPTURED, PROBES, count, field, pod};
+
+/// Not 0: nobody is ever held here, so a marked connection of a namespace that is not known is another daemon's.
+#[unsafe(no_mangle)]
+static HOLDS_NOBODY: Global<u32> = Global::new(0);
 
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: before the first packet, with both ends chosen.
 const CONNECT: u32 = 3;
@@ -81,6 +86,9 @@ fn key(raw: *mut bpf_sock_ops) -> ProbeKey {
 
 #[sock_ops]
 pub fn settled(ctx: SockOpsContext) -> u32 {
+    if HOLDS_NOBODY.load() != 0 {
+        return DONE;
+    }
     let raw = ctx.ops;
     if field!((*raw).op) != ESTABLISHED {
         return DONE;

@@ -16,7 +16,8 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     found.extend(at_start(config));
     if config.capture.redirect == Redirect::Ebpf {
         found.extend(Scratch::found().map(|scratch| probe::cgroup_link(&scratch)));
-        found.push(probe::own_programs(&config.capture.pins));
+        let dedicated = config.mode != Mode::Shared;
+        found.push(probe::own_programs(&config.capture.pins, dedicated));
     }
     found
 }

@@ -171,6 +171,7 @@ impl Node {
         if let Err(error) = self.monitor.watch(netns) {
             tracing::warn!(pod = %spec.uid, %error, "changes in the pod's namespace are seen at intervals only");
         }
+        let net = PodNet::new(Arc::clone(netns), keepalive).behind(&sockets)?;
         let listeners = Listeners {
             outbound: Some(sockets.outbound),
             hbone: Some(sockets.hbone),
@@ -183,7 +184,6 @@ impl Node {
                 .collect(),
             dns_tcp: Vec::new(),
         };
-        let net = PodNet::new(Arc::clone(netns), &self.parts.config.keepalive);
         Ok((listeners, net))
     }
 
@@ -204,7 +204,7 @@ impl Node {
 
     /// Others bring connections to well-known ports.
     async fn open_external(
-        &self,
+        &mut self,
         spec: &PodSpec,
         netns: &Arc<Netns>,
         mut options: external::Options,
@@ -213,6 +213,9 @@ impl Node {
         options.socks = self.parts.config.socks5;
         let mut tries = 1;
         let sockets = loop {
+            if let Some(early) = self.parts.early.take() {
+                break early;
+            }
             match external::open(netns, &options) {
                 Err(error)
                     if error.kind() == std::io::ErrorKind::AddrInUse && tries < PORT_TRIES_MAX =>

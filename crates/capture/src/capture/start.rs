@@ -39,13 +39,12 @@ impl Capture {
         let pins = Pins::create(&config.pins).map_err(unusable)?;
         let lock = pins.lock().map_err(unusable)?;
         maps::prepare(&pins)?;
-        let by_namespace = config.dedicated && packets_know_namespace();
-        if config.dedicated && !by_namespace {
+        if config.dedicated && !packets_know_namespace() {
             info!(
                 "this kernel does not tell the namespace of a packet (Linux 6.12 does): the guards judge by what connect() saw alone"
             );
         }
-        let programs = programs::load_shared(&pins, by_namespace)?;
+        let programs = programs::load_shared(&pins, config.dedicated)?;
         let mut maps = Maps::open(&pins)?;
         let generation = maps.owner()? + 1;
         maps.add_daemon(config.daemon_cgroup_id, generation, living)?;

@@ -345,8 +345,8 @@ const TRIAL: &str = "-check-";
 
 /// The daemon's own programs pass the verifier, with maps of their own that are gone afterwards.
 ///
-/// - `pins`: as of [`crate::Config::pins`]; a directory beside it is used
-pub fn own_programs(pins: &Path) -> Finding {
+/// - `pins`, `dedicated`: as of [`crate::Config`]; a directory beside the pins is used
+pub fn own_programs(pins: &Path, dedicated: bool) -> Finding {
     const NAME: &str = "the daemon's programs";
     if !programs::BUILT {
         return Finding::warning(NAME, "not in this build", "see kernel programs");
@@ -361,7 +361,7 @@ pub fn own_programs(pins: &Path) -> Finding {
         .map_err(|error| format!("{}: {error}", trial.display()))
         .and_then(|place| {
             let loaded = maps::prepare(&place)
-                .and_then(|()| programs::load_shared(&place, packets_know_namespace()))
+                .and_then(|()| programs::load_shared(&place, dedicated))
                 .and_then(|_| programs::load_lookup(&place, 0));
             // nothing is attached, so nothing is in use
             let cleared = place.clear();

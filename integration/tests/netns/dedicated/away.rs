@@ -1,10 +1,11 @@
 //! The machine's daemon is replaced, ended, killed and started again.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use integration::{Capture, Node, place};
 
 use super::{MARKER, Scene, Told, launch, member_state, site};
@@ -170,6 +171,12 @@ fn what_the_first_line_misses_does_not_leave() -> Result<()> {
     let inner = super::container(vm)?;
     let _apps = [outsider.serve(&["echo"])?, vm.serve(&["echo"])?];
     echo(vm, outsider.at(9000), &[])?;
+    // nor is another daemon disturbed, whose pods are below it in the hierarchy
+    let (client, server) = (scene.mesh.pod("client-0"), scene.mesh.pod("server-0"));
+    let _echo = server.serve(&["echo"])?;
+    for to in [server.at(9000), server.at6(9000), outsider.at(9000)] {
+        echo(client, to, &[])?;
+    }
     let dropped = |way: &str| -> Result<f64> {
         let labels = [("verdict", way)];
         let metrics = scene.daemon.metrics()?;
@@ -180,7 +187,7 @@ fn what_the_first_line_misses_does_not_leave() -> Result<()> {
 
     let pins = pins(site(&scene.mesh.world))?;
     for link in ["link-connect4", "link-connect6"] {
-        fs::remove_file(pins.join(link)).context(link)?;
+        detach(&pins.join(link))?;
     }
     for to in [outsider.at(9000), outsider.at6(9000)] {
         let seen = connect(vm, to, &SHORT)?;
@@ -193,10 +200,19 @@ fn what_the_first_line_misses_does_not_leave() -> Result<()> {
 
     let lookup = fs::read_dir(&pins)?.flatten().map(|entry| entry.path());
     let mut lookup = lookup.filter(|path| path.to_string_lossy().contains("/lookup-"));
-    fs::remove_file(lookup.next().context("no program at the namespace")?)?;
+    detach(&lookup.next().context("no program at the namespace")?)?;
     let seen = connect(outsider, vm.at(9000), &SHORT)?;
     assert_ne!(seen["received"], MARKER, "{seen}");
     assert!(dropped(inwards)? >= 1.0);
+    Ok(())
+}
+
+/// Detaches a program at once: to unpin its link does so some time later.
+fn detach(link: &Path) -> Result<()> {
+    let mut command = Command::new("bpftool");
+    command.args(["link", "detach", "pinned"]).arg(link);
+    let status = command.status().context("run bpftool")?;
+    ensure!(status.success(), "{}: {status}", link.display());
     Ok(())
 }
 
