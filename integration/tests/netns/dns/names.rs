@@ -282,3 +282,31 @@ fn questions_are_counted_and_told() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn settings_of_the_daemon_are_those_of_its_answers() -> Result<()> {
+    let off = Scene::with(&[("ISTIO_META_DNS_CAPTURE", "false")])?;
+    let reply = off.dig(&["web.shop"])?;
+    assert_eq!(reply.data("A"), ["192.0.2.1"], "{}", reply.text);
+    assert!(!reply.has_flag("aa"), "{}", reply.text);
+    drop(off);
+    let other = Scene::with(&[
+        ("CLUSTER_DOMAIN", "other.domain"),
+        ("IPV6_ENABLED", "false"),
+    ])?;
+    for (name, expected) in [
+        ("web.shop.svc.cluster.local", "10.96.0.4"),
+        ("web.shop", "192.0.2.1"),
+        ("pay.example.com.other.domain", "10.96.0.10"),
+    ] {
+        let reply = other.dig(&[name])?;
+        assert_eq!(reply.data("A"), [expected], "{}", reply.text);
+    }
+    let reply = other.dig(&["web.shop.svc.cluster.local", "AAAA"])?;
+    assert!(
+        reply.answers.is_empty() && reply.has_flag("aa"),
+        "{}",
+        reply.text
+    );
+    Ok(())
+}
