@@ -106,13 +106,6 @@ impl TunnelError {
         matches!(self, TunnelError::Reset(Reason::INTERNAL_ERROR))
     }
 
-    /// True for a reset with CONNECT_ERROR: the connection behind the peer was closed or reset.
-    ///
-    /// Source: RFC 9113, section 8.5.
-    pub fn is_target_gone(&self) -> bool {
-        matches!(self, TunnelError::Reset(Reason::CONNECT_ERROR))
-    }
-
     /// What a received RST_STREAM with `reason` means to the sending side.
     pub(crate) fn from_reason(reason: Reason) -> Self {
         match reason {

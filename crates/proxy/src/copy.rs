@@ -210,19 +210,13 @@ async fn enter(
 /// delivered, and would do the same to one that it gives up halfway. The two differ only in what the application was
 /// still saying, so from a client this is an error when bytes of the application wait to be sent, and else an end.
 ///
-/// From a server it is always an error: who answers ends with END_STREAM, or with CONNECT_ERROR when the connection behind
-/// it was closed or reset, which ends a plain connection as well. So Envoy tells that the application ended first, be it
-/// after `Connection: close`.
+/// From a server it is always an error: who answers ends with END_STREAM. So is CONNECT_ERROR, by which Envoy tells that the
+/// connection behind it was closed: what Envoy still had to send is lost then, so it must not pass for an end.
 ///
 /// - `unsent`: bytes of the application that have not been handed to the tunnel
-///
-/// Source: RFC 9113, section 8.5.
 fn ended(far: Far, error: hbone::TunnelError, unsent: usize) -> Result<(), Failure> {
-    let is_end = match far {
-        Far::Client => unsent == 0 && error.is_let_go(),
-        Far::Server => error.is_target_gone(),
-    };
-    if error.is_gone() || is_end {
+    let is_let_go = far == Far::Client && unsent == 0 && error.is_let_go();
+    if error.is_gone() || is_let_go {
         Ok(())
     } else {
         Err(Failure::Data(error))

@@ -233,7 +233,7 @@ fn a_server_that_lets_go_of_a_clients_tunnel_is_an_error() {
 #[test]
 fn what_a_server_said_before_a_reset_arrives() {
     for (code, is_error) in [
-        (Reason::CONNECT_ERROR, false),
+        (Reason::CONNECT_ERROR, true),
         (Reason::NO_ERROR, false),
         (Reason::INTERNAL_ERROR, true),
         (Reason::PROTOCOL_ERROR, true),
