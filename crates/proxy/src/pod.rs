@@ -328,6 +328,26 @@ mod tests {
         assert_eq!(*pod.phase().borrow(), Phase::Cut);
     }
 
+    #[test]
+    fn every_listener_that_is_there_is_a_door_and_no_other() {
+        let one = || Some(TcpListener::bind("127.0.0.1:0").expect("a port"));
+        assert_eq!(Listeners::default().doors(), 0);
+        let hbone = Listeners {
+            hbone: one(),
+            ..Listeners::default()
+        };
+        assert_eq!(hbone.doors(), 1);
+        let all = Listeners {
+            outbound: one(),
+            hbone: one(),
+            plaintext: one(),
+            socks: one(),
+            dns: Vec::new(),
+            dns_tcp: one().into_iter().chain(one()).collect(),
+        };
+        assert_eq!(all.doors(), 6);
+    }
+
     #[tokio::test]
     async fn idle_comes_with_the_last_flow() {
         let pod = pod();
