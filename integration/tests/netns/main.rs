@@ -25,6 +25,7 @@ mod leaving;
 mod main_path;
 mod on_demand;
 mod own_pod;
+mod own_ports;
 mod policy;
 mod restart;
 mod revocation;
