@@ -118,9 +118,30 @@ impl Refusals {
         }
     }
 
-    /// A DNS question was dropped because too many wait.
-    pub(crate) fn shed_question(&self) {
-        *self.lock().counts.entry("dns_budget").or_default() += 1;
+    /// A DNS question was dropped, or got no answer but an error, because too many wait.
+    pub(crate) fn shed_question(&self, pod: &Pod) {
+        const REASON: &str = "dns_budget";
+        let mut inner = self.lock();
+        let count = inner.counts.entry(REASON).or_default();
+        *count += 1;
+        let count = *count;
+        drop(inner);
+        if !count.is_power_of_two() {
+            return;
+        }
+        let (namespace, name) = (&pod.namespace, &pod.name);
+        self.keep(Refusal {
+            at: SystemTime::now(),
+            direction: "outbound",
+            source: None,
+            source_identity: None,
+            destination: None,
+            reason: REASON,
+            error: format!(
+                "{namespace}/{name} has too many DNS questions waiting ({count} dropped so far, of all pods)"
+            ),
+        });
+        tracing::warn!(pod = %pod.uid, count, "dns question dropped: the pod has too many waiting");
     }
 
     /// The last refusals, oldest first.

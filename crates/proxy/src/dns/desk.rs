@@ -98,7 +98,7 @@ impl Desk {
             AtOnce::Wait => match Seat::take(&self.pod) {
                 Some(_seat) => self.later(message, via).await,
                 None => {
-                    self.shard.shared.refusals.shed_question();
+                    self.shard.shared.refusals.shed_question(&self.pod);
                     match parse(message) {
                         Parsed::Query(query) => Some(query.error(Code::ServerFailure)),
                         Parsed::Refused(_) | Parsed::Noise => None,
@@ -199,7 +199,7 @@ impl Desk {
             Err(Trouble::Leaving) => return None,
             Err(trouble) => {
                 if matches!(trouble, Trouble::Busy) {
-                    self.shard.shared.refusals.shed_question();
+                    self.shard.shared.refusals.shed_question(&self.pod);
                 }
                 failed(client, query, count, started, &trouble.to_string())
             }

@@ -301,6 +301,28 @@ async fn a_pod_that_leaves_has_its_answers_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_flood_without_answers_is_shed_and_told_and_the_mesh_still_answers() {
+    let world = World::start().await;
+    world.learn(POD);
+    let (loud, client) = (world.client(), world.client());
+    let shed = || (world.shared.refusals.counts().iter()).any(|(why, _)| *why == "dns_budget");
+    let mut asked = 0_u16;
+    while !shed() {
+        assert!(asked < 20_000, "none was shed");
+        loud.send(&question(&format!("n{asked}.test."), asked))
+            .unwrap();
+        asked += 1;
+        if asked.is_multiple_of(32) || asked >= 512 {
+            // few at a time, so that none is lost on the way
+            client.send(&question("web.", 1)).unwrap();
+            assert_eq!(data(&receive(&client)), "10.1.0.1");
+        }
+    }
+    let told = world.shared.refusals.last();
+    assert!(told[0].error.starts_with("shop/client has"), "{told:?}");
+}
+
+#[tokio::test]
 async fn a_pod_that_is_cut_has_no_more_answers() {
     let world = World::start().await;
     world.learn(POD);

@@ -136,7 +136,12 @@ impl Door {
     /// Answers when the answer is known.
     fn wait(&mut self, asked: Asked, message: Vec<u8>, via: Via) {
         let Some(seat) = Seat::take(&self.desk.pod) else {
-            return self.desk.shard.shared.refusals.shed_question();
+            return self
+                .desk
+                .shard
+                .shared
+                .refusals
+                .shed_question(&self.desk.pod);
         };
         let (desk, port) = (self.desk.clone(), Rc::clone(&self.port));
         self.under_way.spawn_local(async move {
