@@ -45,6 +45,7 @@ pub fn listen_early(config: &Config) -> anyhow::Result<Option<Sockets>> {
     let netns = Netns::current().context("the own network namespace")?;
     let alone = Options {
         reuse_port: false,
+        transparent: false,
         ..options.clone()
     };
     match external::open(&netns, &alone) {

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use integration::{Daemon, Pod};
+use integration::istiod::Xds;
+use integration::{Daemon, Pod, place, until};
 
 use super::{MARKER, SITE, Scene, Told, launch, member_state, mesh, resolver, resolving, site};
 use crate::support::{Mesh, SOON, echo};
@@ -129,5 +130,35 @@ fn a_port_that_is_taken_ends_the_start() -> Result<()> {
         .lines()
         .find(|line| line.contains("listen on [::]:15006"));
     said.with_context(|| format!("the port is not named:\n{log}"))?;
+    Ok(())
+}
+
+#[test]
+fn connections_wait_until_the_mesh_is_known() -> Result<()> {
+    let mesh = mesh(Told::ByIstiod)?;
+    let (vm, server) = (mesh.pod("vm-0").clone(), mesh.pod("server-0").clone());
+    let _echo = server.serve(&["echo"])?;
+    install(&vm)?;
+    resolver_of(&mesh)?;
+    mesh.istiod().behave(Xds::Silent);
+    let mut daemon = start(&mesh, &vm)?;
+    let listening = ["ss", "-ltnH", "sport", "=", ":15001"];
+    until(SOON, "the listener", || {
+        Ok((!vm.read(&listening)?.is_empty()).then_some(()))
+    })?;
+    let binary = place::binary("podapp")?.to_string_lossy().into_owned();
+    let to = server.at(9000).to_string();
+    let words = ["connect", "--to", &to, "--timeout-ms", "20000"];
+    let mut early = vm.spawn(&[&[binary.as_str()][..], &words].concat())?;
+    let connected = ["ss", "-tnH", "dport", "=", ":9000"];
+    until(SOON, "the connection", || {
+        Ok((!vm.read(&connected)?.is_empty()).then_some(()))
+    })?;
+    let answer = daemon.get(15021, "/healthz/ready")?;
+    assert_eq!(answer.body, "not ready, pending: proxy, state manager\n");
+    mesh.istiod().behave(Xds::Serve);
+    daemon.wait_ready()?;
+    let seen = early.finish(2 * SOON)?.1.context("it told nothing")?;
+    assert_eq!(seen["received"], "hello", "{seen}\n{}", daemon.tail());
     Ok(())
 }
