@@ -238,7 +238,7 @@ pub(crate) fn take(shard: &Rc<Shard>, pod: &Arc<Pod>, kind: Kind, stream: TcpStr
 }
 
 /// Whether a captured connection leads to a resolver whose place the daemon takes.
-fn is_dns(flow: &Accepted) -> bool {
+pub(crate) fn is_dns(flow: &Accepted) -> bool {
     flow.pod.options.dns && flow.orig_dst.port() == DNS_PORT
 }
 

@@ -20,7 +20,7 @@ use crate::accept::Accepted;
 use crate::budget::Share;
 use crate::failure::Failure;
 use crate::pod::{Phase, reached};
-use crate::{dns, outbound, report};
+use crate::{accept, dns, outbound, report};
 
 /// How long a client may take to say where it wants to go.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,7 +44,11 @@ async fn path(mut flow: Accepted, trace: hbone::Traceparent) {
     match asked {
         Ok(Some(to)) => {
             flow.orig_dst = to;
-            outbound::path(flow, trace).await;
+            if accept::is_dns(&flow) {
+                dns::serve_tcp(flow).await;
+            } else {
+                outbound::path(flow, trace).await;
+            }
         }
         Ok(None) => {}
         Err(why) => {

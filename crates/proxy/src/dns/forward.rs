@@ -4,23 +4,32 @@
 //! for the answer is not one. Which questions are asked at all is left to `memory`.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use rand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UdpSocket;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::relay::{Reception, receive};
+use super::wire::Header;
 use crate::needs::{Dial, Net};
 
-/// A second try begins when the first has no answer after this long; whichever answers first counts.
+/// A further try begins this long after the one before, when that has no answer; whichever answers first counts.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(1500);
 /// A question is given up after this long: clients ask again after 5 s and should hear of it before that.
 const ANSWER_WAIT: Duration = Duration::from_millis(4500);
+/// Most tries, as many as resolvers are used; a lone one is tried twice.
+const TRIES_MAX: usize = 3;
+/// Response codes that say what is known (RFC 1035, section 4.1.1).
+const NO_ERROR: u8 = 0;
+const NO_NAME: u8 = 3;
 /// Datagrams of the resolver's address that do not answer the question, until the try is given up: somebody is guessing.
 const FORGERIES_MAX: u32 = 32;
 /// Largest DNS message.
@@ -57,8 +66,11 @@ impl From<io::Error> for Trouble {
 /// An answer, and the place in the list of the resolver that gave it.
 pub(super) type Answered = (Arc<[u8]>, usize);
 
-/// Asks `question`, whatever its id, of the resolver at `first` of `resolvers`; of the next one when that is silent or out of
-/// reach.
+/// A try under way.
+type Try<'a> = Pin<Box<dyn Future<Output = Result<Answered, Trouble>> + 'a>>;
+
+/// Asks `question`, whatever its id, of the resolver at `first` of `resolvers`; of the next ones when that is silent, out of
+/// reach, or answers that it cannot or will not say. Such a word counts when none has a better one.
 ///
 /// Errors: none answered in time, or none can be reached.
 pub(super) async fn ask(
@@ -67,34 +79,62 @@ pub(super) async fn ask(
     first: usize,
     question: &[u8],
 ) -> Result<Answered, Trouble> {
-    let place = |turn: usize| first.wrapping_add(turn) % resolvers.len().max(1);
-    let attempt = |turn: usize| async move {
-        let at = place(turn);
-        let resolver = resolvers.get(at).copied().ok_or(Trouble::NoResolver)?;
-        let answer = once(net, resolver, question).await?;
-        Ok((answer.into(), at))
+    let is_only = resolvers.len() < 2;
+    let attempt = |turn: usize| -> Try<'_> {
+        let at = first.wrapping_add(turn) % resolvers.len().max(1);
+        Box::pin(async move {
+            let resolver = resolvers.get(at).copied().ok_or(Trouble::NoResolver)?;
+            let answer = once(net, resolver, question).await?;
+            Ok((answer.into(), at))
+        })
     };
-    let two = async {
-        let mut one = std::pin::pin!(attempt(0));
+    let mut turns = 1..TRIES_MAX.min(resolvers.len().max(2));
+    let mut under_way = vec![attempt(0)];
+    let (mut word, mut trouble) = (None, Trouble::Silence);
+    let start = Instant::now();
+    let end = sleep_until(start + ANSWER_WAIT);
+    tokio::pin!(end);
+    loop {
+        let next = start + SECOND_TRY_AFTER * u32::try_from(turns.start).unwrap_or(u32::MAX);
         tokio::select! {
-            done = &mut one => match done {
-                Ok(answer) => return Ok(answer),
-                // out of reach: told at once, so the other is asked at once
-                Err(trouble) if resolvers.len() < 2 => return Err(trouble),
-                Err(_) => return attempt(1).await,
+            biased;
+            done = first_of(&mut under_way) => match done {
+                Ok(answer) if is_only || is_last_word(&answer.0) => return Ok(answer),
+                Ok(answer) => word = word.or(Some(answer)),
+                // out of reach is told at once
+                Err(why) if is_only => return Err(why),
+                Err(why) => trouble = why,
             },
-            () = sleep(SECOND_TRY_AFTER) => {}
+            () = sleep_until(next), if !turns.is_empty() => {}
+            () = &mut end => break,
         }
-        let mut other = std::pin::pin!(attempt(1));
-        tokio::select! {
-            Ok(answer) = &mut one => Ok(answer),
-            Ok(answer) = &mut other => Ok(answer),
-            else => Err(Trouble::Silence),
+        match turns.next() {
+            Some(turn) => under_way.push(attempt(turn)),
+            None if under_way.is_empty() => break,
+            None => {}
         }
-    };
-    timeout(ANSWER_WAIT, two)
-        .await
-        .unwrap_or(Err(Trouble::Silence))
+    }
+    word.ok_or(trouble)
+}
+
+/// The first of these tries to end, which is then no longer among them.
+async fn first_of(tries: &mut Vec<Try<'_>>) -> Result<Answered, Trouble> {
+    poll_fn(|cx| {
+        for at in 0..tries.len() {
+            if let Poll::Ready(done) = tries[at].as_mut().poll(cx) {
+                drop(tries.swap_remove(at));
+                return Poll::Ready(done);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Whether a resolver knows: there is such a name with these records, or there is none. What it refuses or fails to find out,
+/// another one may know.
+pub(super) fn is_last_word(answer: &[u8]) -> bool {
+    Header::read(answer).is_some_and(|header| matches!(header.code(), NO_ERROR | NO_NAME))
 }
 
 /// One try with one resolver.

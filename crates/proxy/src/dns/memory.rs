@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::cache::{Cache, Key};
-use super::forward::{Answered, Trouble, ask};
+use super::forward::{Answered, Trouble, ask, is_last_word};
 use super::relay::summary;
 use crate::budget::Budget;
 use crate::pod::{Phase, Pod, reached};
@@ -126,7 +126,8 @@ pub(super) async fn fetch_alone(
         ),
     };
     let (answer, at): Answered = ask(&*pod.net, resolvers, first, question).await?;
-    if resolver.is_none() {
+    // one that refuses or fails is not the one to go on with
+    if resolver.is_none() && is_last_word(&answer) {
         pod.dns.resolver.store(at, Ordering::Relaxed);
     }
     Ok(answer)

@@ -25,6 +25,8 @@ enum Way {
     Forge(u32),
     /// cut over UDP, whole over TCP
     Cut,
+    /// does not want to say
+    Refuse,
 }
 
 /// A resolver on loopback that counts what it is asked.
@@ -70,6 +72,12 @@ impl Upstream {
                             said.push(wrong);
                         }
                         said.push(right);
+                    }
+                    Way::Refuse => {
+                        let mut refused = buffer[..len].to_vec();
+                        refused[2] |= 0x80;
+                        refused[3] |= 5;
+                        said.push(refused);
                     }
                     Way::Cut => {
                         let mut cut = right;
@@ -232,6 +240,30 @@ fn a_silent_resolver_is_passed_over_and_not_asked_first_again() {
         assert_eq!(ask_for(&pod, "web.test").await.unwrap(), 2);
         assert_eq!(ask_for(&pod, "other.test").await.unwrap(), 2);
         assert_eq!((silent.asked(), good.asked()), (1, 2));
+    });
+}
+
+#[test]
+fn a_resolver_that_refuses_is_no_last_word_and_not_asked_first_again() {
+    run(async {
+        let refuser = Upstream::start(Way::Refuse, 1).await;
+        let silent = Upstream::start(Way::Silence, 1).await;
+        let good = Upstream::start(Way::Answer, 2).await;
+        let (first, _) = pod(&[&refuser, &refuser, &good]);
+        assert_eq!(ask_for(&first, "web.test").await.unwrap(), 2);
+        let (last, _) = pod(&[&good, &refuser]);
+        for host in ["a.test", "b.test"] {
+            assert_eq!(ask_for(&last, host).await.unwrap(), 2);
+        }
+        assert_eq!((refuser.asked(), good.asked()), (2, 3));
+        // nobody has a better word
+        let (none, _) = pod(&[&silent, &refuser]);
+        let (alone, _) = pod(&[&refuser]);
+        for pod in [&none, &alone] {
+            let question = ask_addresses("web.test", false).unwrap();
+            let answer = fetch_alone(pod, None, &question).await.unwrap();
+            assert_eq!(answer[3] & 0xf, 5);
+        }
     });
 }
 
