@@ -5,20 +5,23 @@
 
 use std::fs::File;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-/// Pause after an accept that failed.
+/// Pause after an accept or a bind that failed.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+/// Most time for a former listener to be gone.
+const TAKEN_MAX: Duration = Duration::from_secs(3);
 
 /// What happens on one connection, to its end.
 pub type Connection = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -119,8 +122,22 @@ fn prepare(place: &Place) -> Result<(tokio::runtime::Runtime, TcpListener)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let listener = runtime.block_on(TcpListener::bind(place.address))?;
+    let listener = runtime.block_on(bind(place.address))?;
     Ok((runtime, listener))
+}
+
+/// Binds; for a while also an address that is still taken: a child that another test is just making has a copy of this server's
+/// former listener until it runs its own program.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + TAKEN_MAX;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, handler: Handler) {
