@@ -39,11 +39,20 @@ enum Stage {
 const STAGES: [(Stage, &str); 7] = [
     (Stage::Lint, "lint"),
     (Stage::Unit, "unit"),
-    (Stage::Chart, "chart"),
+    (Stage::Chart, CHART),
     (Stage::Kernel, "kernel"),
     (Stage::Netns, "netns"),
     (Stage::Waypoint, WAYPOINT),
     (Stage::Demo, "demo"),
+];
+
+/// The stages that names of tests alone select.
+const WITH_TESTS: [Stage; 5] = [
+    Stage::Unit,
+    Stage::Chart,
+    Stage::Kernel,
+    Stage::Netns,
+    Stage::Waypoint,
 ];
 
 /// Crates whose tests are the kernel stage.
@@ -51,6 +60,8 @@ const KERNEL_CRATES: [&str; 3] = ["sys", "capture", "redirect-common"];
 
 /// The stage with Envoy, and its test target.
 const WAYPOINT: &str = "waypoint";
+/// The stage of the chart, and its test target.
+const CHART: &str = "chart";
 
 /// What a stage came to.
 #[derive(Default, Debug, PartialEq, Eq)]
@@ -124,7 +135,7 @@ fn choose(filters: &[String]) -> (Vec<Stage>, Vec<String>) {
     let stages = match (asked.is_empty(), names.is_empty()) {
         (false, _) => asked,
         (true, true) => STAGES.map(|(stage, _)| stage).to_vec(),
-        (true, false) => vec![Stage::Unit, Stage::Kernel, Stage::Netns, Stage::Waypoint],
+        (true, false) => WITH_TESTS.to_vec(),
     };
     (stages, names)
 }
@@ -173,13 +184,13 @@ fn worlds(targets: &[String], names: &[String], tally: &mut Tally) -> Result<()>
     tests(&args, names, tally)
 }
 
-/// Everything of that package but the stage with Envoy, as arguments of cargo.
+/// Everything of that package but what other stages run, as arguments of cargo.
 fn targets() -> Result<Vec<String>> {
     let mut found = vec!["--lib".to_owned(), "--bins".to_owned()];
     let dir = root().join("integration/tests");
     for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name != WAYPOINT {
+        if ![WAYPOINT, CHART].contains(&name.as_str()) {
             found.extend(["--test".to_owned(), name]);
         }
     }
@@ -199,7 +210,7 @@ fn rendered(names: &[String], tally: &mut Tally) -> Result<()> {
         Err(cause) => tally.broken.push(format!("{cause:#}")),
     }
     tests(
-        &["test", "-p", "integration", "--test", "chart"],
+        &["test", "-p", "integration", "--test", CHART],
         names,
         tally,
     )
@@ -321,11 +332,13 @@ fn story(tally: &mut Tally) -> Result<()> {
         tally.broken.push(format!("{cause:#}"));
         return Ok(());
     }
-    if let Err(cause) = envoy::fetch() {
-        tally.broken.push(format!("{cause:#}"));
+    // both ways in which the mesh's state can come, and a waypoint where there is an Envoy for it
+    let mut sources = vec![&[][..], &["--istiod"]];
+    match envoy::fetch() {
+        Ok(()) => sources.push(&["--waypoint"]),
+        Err(cause) => tally.broken.push(format!("{cause:#}")),
     }
-    // both ways in which the mesh's state can come, and a waypoint
-    for source in [&[][..], &["--istiod"], &["--waypoint"]] {
+    for source in sources {
         let status = demo::storyteller()
             .arg("--json")
             .args(source)
@@ -390,15 +403,19 @@ mod tests {
             ("unit", vec![Stage::Unit], ""),
             ("netns lint", vec![Stage::Lint, Stage::Netns], ""),
             ("netns main_path", vec![Stage::Netns], "main_path"),
-            (
-                "denies",
-                vec![Stage::Unit, Stage::Kernel, Stage::Netns, Stage::Waypoint],
-                "denies",
-            ),
+            ("denies", WITH_TESTS.to_vec(), "denies"),
         ];
         for (line, stages, names) in cases {
             assert_eq!(choose(&words(line)), (stages, words(names)), "{line:?}");
         }
+    }
+
+    #[test]
+    fn each_test_target_has_one_stage() {
+        let targets = targets().unwrap();
+        let is_there = |name: &str| targets.iter().any(|target| target == name);
+        assert!(is_there("netns") && is_there("istiod"), "{targets:?}");
+        assert!(!is_there(CHART) && !is_there(WAYPOINT), "{targets:?}");
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn through(stage: &mut Stage, teller: &Teller) -> Result<String> {
         opaque: cart.at(ECHO),
         client: stage.web.identity(),
         server: cart.identity(),
+        idle: envoy::Waypoint::IDLE,
     };
     let running = Envoy::waypoint(Seat::in_pod(&stage.world, &gate)?, &config)?;
     teller.show(&format!("gate-0: Envoy, pid {}, port 15008", running.pid()));

@@ -6,12 +6,14 @@
 //! | `CERT_CHAIN_FILE`, `KEY_FILE`, `CA_FILE` | both | PEM: leaf first; key; trusted roots |
 //! | `AUTHORITIES` | waypoint | the tunnels it takes, each to HTTP or to opaque TCP |
 //! | `V1`, `V2`, `OPAQUE` | waypoint | `ip:port` of the pods behind it |
+//! | `IDLE` | waypoint | how long it keeps a tunnel without requests |
 //! | `CLIENT_PRINCIPAL`, `SERVER_PRINCIPAL`, `BAGGAGE` | waypoint | who may use `/api/`; what pods must present; its own |
 //! | `HOSTS`, `CLUSTERS` | east-west | the names it knows, and the address of each |
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -39,6 +41,8 @@ pub struct Waypoint {
     pub client: String,
     /// SPIFFE id that the pods must present
     pub server: String,
+    /// how long it keeps a tunnel to a pod that carries no request, in whole seconds; [`Waypoint::IDLE`]
+    pub idle: Duration,
 }
 
 /// What an east-west gateway knows: a name and a port, and the address (port 15008) of the pod or waypoint that the
@@ -50,6 +54,9 @@ pub struct Gateway {
 }
 
 impl Waypoint {
+    /// So short that tunnels come and go within a test.
+    pub const IDLE: Duration = Duration::from_secs(2);
+
     /// The configuration.
     ///
     /// Errors: a placeholder without a value.
@@ -60,6 +67,7 @@ impl Waypoint {
             ("V1", self.v1.to_string()),
             ("V2", self.v2.to_string()),
             ("OPAQUE", self.opaque.to_string()),
+            ("IDLE", format!("{}s", self.idle.as_secs())),
             ("CLIENT_PRINCIPAL", self.client.clone()),
             ("SERVER_PRINCIPAL", self.server.clone()),
             ("BAGGAGE", seat.baggage.clone()),

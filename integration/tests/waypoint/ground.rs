@@ -101,6 +101,11 @@ impl Ground {
 
     /// The same in another way.
     pub fn raise(how: How) -> Result<Self> {
+        Self::raise_with(how, &[])
+    }
+
+    /// The same with settings of the daemons, as in [`Daemon::start`].
+    pub fn raise_with(how: How, env: &[(&str, &str)]) -> Result<Self> {
         place::build_once()?;
         place::envoy()?;
         let world = match how {
@@ -122,7 +127,7 @@ impl Ground {
                 sites.push(Site::raise(node)?);
             }
         }
-        let started = |node| Daemon::start(node, &[]);
+        let started = |node| Daemon::start(node, env);
         let daemons: Vec<_> = if sites.is_empty() {
             world.nodes().iter().map(started).collect::<Result<_>>()?
         } else {
@@ -187,6 +192,7 @@ impl Ground {
             opaque: server.at(9000),
             client: self.pod("client-0").identity(),
             server: server.identity(),
+            idle: Waypoint::IDLE,
         }
     }
 
@@ -325,4 +331,18 @@ pub fn counted(
         Ok((last >= least).then_some(metrics))
     })
     .with_context(|| format!("{last} instead of {least}\nlog:\n{}", daemon.tail()))
+}
+
+/// Waits until a daemon has neither connections nor lines of ended ones to write; what it counts and logs is whole then.
+pub fn at_rest(daemon: &Daemon) -> Result<()> {
+    let mut last = String::new();
+    until(SOON, "the end of all connections", || {
+        let metrics = daemon.metrics()?;
+        let [opened, closed] = ["opened", "closed"]
+            .map(|what| metrics.sum(&format!("istio_tcp_connections_{what}_total"), &[]));
+        let told = daemon.access().len() as f64;
+        last = format!("{opened} opened, {closed} closed, {told} told");
+        Ok((opened == closed && told >= closed).then_some(()))
+    })
+    .with_context(|| format!("{last}\nlog:\n{}", daemon.tail()))
 }

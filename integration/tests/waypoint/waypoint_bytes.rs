@@ -3,7 +3,7 @@
 use anyhow::Result;
 use integration::{Envoy, place, until};
 
-use crate::ground::{ECHO, GREET, Ground, SOON, VIP6, authorities, vip, worked};
+use crate::ground::{ECHO, GREET, Ground, SOON, VIP6, at_rest, authorities, vip, worked};
 
 /// Bytes of a large transfer, each way.
 const LARGE: &str = "33554432";
@@ -125,8 +125,12 @@ fn more_connections_than_one_tunnel_takes_are_held_at_once() -> Result<()> {
         let left = envoy.stat("http.hbone_terminate.downstream_rq_active")?;
         Ok((left == 0).then_some(()))
     })?;
-    let lines = ground.near().access();
-    let failed = lines.iter().find(|line| line.level != "info");
-    assert!(failed.is_none(), "{failed:?}");
+    for daemon in &ground.daemons {
+        at_rest(daemon)?;
+        let lines = daemon.access();
+        assert_eq!(lines.len(), MANY, "{}", daemon.tail());
+        let failed = lines.iter().find(|line| line.level != "info");
+        assert!(failed.is_none(), "{failed:?}");
+    }
     Ok(())
 }

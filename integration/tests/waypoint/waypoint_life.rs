@@ -1,15 +1,23 @@
 //! A waypoint that dies, comes back, goes in order, or lets go of its tunnels.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use integration::{App, Envoy, place};
+use integration::{App, Daemon, Envoy, place};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::ground::{Ground, HTTP, SOON, VIP, answered, vip};
+use crate::ground::{ECHO, Ground, HTTP, How, SOON, VIP, answered, at_rest, vip};
 
 /// How long after its return a request that was begun before may still fail, in milliseconds.
 const GRACE_MS: u64 = 1000;
+/// How long a daemon that was replaced may take, which is far longer than a test.
+const DRAIN: [(&str, &str); 1] = [("DRAIN_MAX", "10m")];
+/// How long a waypoint keeps a tunnel that has nothing to do, where it is not to let go of it within a test.
+const KEPT: Duration = Duration::from_secs(3600);
+/// Long connections that are held.
+const HELD: usize = 4;
 
 fn ready() -> Result<(Ground, Envoy)> {
     let mut ground = Ground::up()?;
@@ -146,7 +154,9 @@ fn a_waypoint_that_is_rolled_in_order_costs_no_request() -> Result<()> {
 /// What the two daemons count and log as failed: nothing.
 fn nothing_failed(ground: &Ground) -> Result<()> {
     for daemon in &ground.daemons {
+        at_rest(daemon)?;
         let lines = daemon.access();
+        assert!(!lines.is_empty(), "nothing passed");
         let wrong = lines.iter().find(|line| line.level != "info");
         assert!(wrong.is_none(), "{wrong:?}");
         let failed = daemon
@@ -168,9 +178,10 @@ fn an_answer_behind_which_the_far_side_ends_arrives_and_its_reset_is_told() -> R
         answered(client, &format!("http://{VIP}/public/close"), &closing)?;
     }
     envoy.wait_access("hbone", "the reset tunnel", |entry| entry["flags"] == "UC")?;
-    let line = ground
-        .near()
-        .wait_access("the reset", |line| line.is("outbound"))?;
+    // not every one: a tunnel may have ended in order before the reset
+    let line = ground.near().wait_access("the reset", |line| {
+        line.is("outbound") && !line.field("error").is_empty()
+    })?;
     let error = line.field("error");
     assert!(
         error.starts_with("h2 failed: stream reset: connection established"),
@@ -186,44 +197,124 @@ fn an_answer_behind_which_the_far_side_ends_arrives_and_its_reset_is_told() -> R
     Ok(())
 }
 
-#[test]
-fn tunnels_that_a_waypoint_lets_go_of_are_no_errors() -> Result<()> {
-    let (ground, mut envoy) = ready()?;
-    let client = ground.pod("client-0");
-    let pooled = |daemon: &integration::Daemon| {
-        let lines = daemon.access();
-        lines.iter().filter(|line| line.is("inbound")).count()
-    };
-    // its pool ends tunnels that idle, by RST_STREAM INTERNAL_ERROR although all bytes were delivered
-    answered(client, &format!("http://{VIP}/public/idle"), &[])?;
-    ground
-        .far()
-        .wait_access("the idle tunnel's end", |line| line.is("inbound"))?;
-    let before = pooled(ground.far());
-    // and those that it still has, when it is ended
-    answered(client, &format!("http://{VIP}/public/last"), &[])?;
-    envoy.terminate()?;
-    integration::until(SOON, "the last tunnel's end", || {
-        Ok((pooled(ground.far()) > before).then_some(()))
-    })?;
+/// Tunnels of a waypoint that a server's daemon has.
+fn pooled(daemon: &Daemon) -> Result<f64> {
+    let metrics = daemon.metrics()?;
+    let labels = [("reporter", "destination")];
+    let sum = |what| metrics.sum(what, &labels);
+    Ok(sum("istio_tcp_connections_opened_total") - sum("istio_tcp_connections_closed_total"))
+}
+
+/// The waypoint's one tunnel has ended, and nothing is counted or logged as failed.
+fn one_tunnel_closed(ground: &Ground) -> Result<()> {
+    nothing_failed(ground)?;
     let labels = [("reporter", "destination"), ("response_flags", "-")];
-    let closed = ground
-        .far()
-        .metrics()?
-        .sum("istio_tcp_connections_closed_total", &labels);
-    assert!(closed >= 2.0, "{closed}");
-    nothing_failed(&ground)
+    let closed = "istio_tcp_connections_closed_total";
+    assert_eq!(ground.far().metrics()?.sum(closed, &labels), 1.0);
+    Ok(())
 }
 
 #[test]
-fn tunnels_outlive_a_servers_daemon_that_is_replaced() -> Result<()> {
-    let (mut ground, _envoy) = ready()?;
+fn idle_tunnels_that_a_waypoint_lets_go_of_are_no_errors() -> Result<()> {
+    let (ground, _envoy) = ready()?;
+    // its pool ends tunnels that idle, by RST_STREAM INTERNAL_ERROR although all bytes were delivered
+    answered(
+        ground.pod("client-0"),
+        &format!("http://{VIP}/public/idle"),
+        &[],
+    )?;
+    one_tunnel_closed(&ground)
+}
+
+#[test]
+fn tunnels_that_a_waypoint_takes_along_at_its_end_are_no_errors() -> Result<()> {
+    let mut ground = Ground::up()?;
+    ground.serve_http()?;
+    let mut waypoint = ground.waypoint();
+    waypoint.idle = KEPT;
+    let mut envoy = ground.envoy_with("waypoint-0", &waypoint)?;
+    answered(
+        ground.pod("client-0"),
+        &format!("http://{VIP}/public/last"),
+        &[],
+    )?;
+    assert_eq!(pooled(ground.far())?, 1.0, "no tunnel is kept");
+    envoy.terminate()?;
+    one_tunnel_closed(&ground)
+}
+
+/// Replaces a daemon while it has connections; the old one serves them to their end and is returned.
+fn replaced(daemon: &mut Daemon) -> Result<Daemon> {
+    let mut old = Daemon::start(daemon.node(), &DRAIN)?;
+    std::mem::swap(daemon, &mut old);
+    old.signal(Signal::SIGTERM)?;
+    Ok(old)
+}
+
+/// [`HELD`] connections to the echo server that exchange bytes until the load ends.
+fn held(ground: &Ground, stop: &Path) -> Result<App> {
+    let (binary, to) = (place::binary("podapp")?, vip(ECHO).to_string());
+    let app = ground.pod("client-0").spawn(&[
+        &binary.to_string_lossy(),
+        "many",
+        "--to",
+        &to,
+        "--count",
+        &HELD.to_string(),
+        "--every-ms",
+        "20",
+        "--stop-file",
+        &stop.to_string_lossy(),
+    ])?;
+    let open = format!("open {HELD}");
+    app.wait_line(SOON, &open, |line| line == open)?;
+    Ok(app)
+}
+
+#[test]
+fn tunnels_outlive_daemons_that_are_replaced() -> Result<()> {
+    let mut ground = Ground::raise_with(How::Ebpf, &DRAIN)?;
+    ground.serve_http()?;
+    ground.serve("server-0", &["echo"])?;
+    let envoy = ground.envoy("waypoint-0")?;
     let load = Load::begin(&ground, "successor")?;
-    ground.daemons[1].restart_with_successor()?;
+    let mut long = held(&ground, &load.stop)?;
+    let mut old = vec![replaced(&mut ground.daemons[1])?];
     load.more(2)?;
-    ground.daemons[0].restart_with_successor()?;
+    old.push(replaced(&mut ground.daemons[0])?);
     load.more(2)?;
+    // what is opened now passes the successors
+    let mut late = held(&ground, &load.stop)?;
+    for daemon in &mut old {
+        assert!(
+            daemon.alive(),
+            "ended before its connections:\n{}",
+            daemon.tail()
+        );
+    }
     let seen = load.end()?;
     assert_eq!(seen["failed"], 0, "{seen}");
+    for app in [&mut long, &mut late] {
+        let (_, seen) = app.finish(SOON)?;
+        let seen = seen.context("what was held says how it went")?;
+        assert_eq!(seen["cut"], serde_json::json!([]), "{seen}");
+    }
+    // the waypoint had nothing to try again either
+    let entries = envoy.access();
+    let mut requests = entries.iter().filter(|entry| entry["log"] == "l7");
+    let again = requests.find(|entry| entry["attempts"] != 1);
+    assert!(again.is_none(), "{again:?}");
+    nothing_failed(&ground)?;
+    for mut daemon in old {
+        let exit = daemon.wait_exit(SOON * 2)?;
+        assert!(exit.status.success(), "{}\n{}", exit.status, daemon.tail());
+        let lines = daemon.access();
+        let wrong = lines.iter().find(|line| line.level != "info");
+        assert!(wrong.is_none(), "{wrong:?}");
+        // those that were held first ended in it
+        let to = format!(":{ECHO}");
+        let ended = lines.iter().filter(|line| line.text.contains(&to));
+        assert_eq!(ended.count(), HELD, "{}", daemon.tail());
+    }
     Ok(())
 }

@@ -305,6 +305,7 @@ fn front(net: &Networks) -> Result<Envoy> {
         opaque: server.at(9000),
         client: west.pod("client-west-0").identity(),
         server: server.identity(),
+        idle: envoy::Waypoint::IDLE,
     };
     Envoy::waypoint(Seat::in_pod(world, world.pod("waypoint-0"))?, &waypoint)
 }
