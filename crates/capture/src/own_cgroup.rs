@@ -9,6 +9,8 @@ use sys::cgroup;
 
 /// First part of the name of a cgroup that the daemon makes for itself; the process id follows.
 const PREFIX: &str = "ztunnel-";
+/// Id of the root of every hierarchy: the first that the kernel gives.
+pub(crate) const TOP_ID: u64 = 1;
 /// Names of the cgroup that holds all pods of a Kubernetes node, by kubelet's cgroup driver.
 const KUBEPODS: [&str; 4] = [
     "kubepods",
@@ -23,6 +25,14 @@ pub enum CgroupError {
     /// No cgroup v2 at all.
     #[error("no cgroup v2 hierarchy is mounted")]
     NotMounted,
+    /// Only a part of the hierarchy is mounted.
+    #[error(
+        "the cgroup v2 hierarchy mounted at {} is a part of it: processes elsewhere would not be captured. Share the host's cgroup namespace (--cgroupns=host), or set CAPTURE_CGROUP to a directory that holds all processes of this network namespace", point.display()
+    )]
+    Part {
+        /// Where.
+        point: PathBuf,
+    },
     /// The own cgroup cannot be found below any mount.
     #[error(
         "the own cgroup {path} is not visible below any cgroup v2 mount: mount the host's hierarchy"
@@ -93,11 +103,21 @@ pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
     Ok(of_pods(pods).unwrap_or_else(|| first.point.clone()))
 }
 
-/// The root of the hierarchy, as far as this process sees it: holds every process of a machine of its own.
+/// The root of the hierarchy: holds every process of a machine of its own.
+///
+/// Errors: what is mounted is a part of it, as a container with a cgroup namespace of its own sees it. Programs attached there would
+/// miss all processes but this container's, and what they send would leave as it is.
 pub fn top_cgroup() -> Result<PathBuf, CgroupError> {
     let mounts = cgroup::mounts().unwrap_or_default();
-    let first = mounts.into_iter().next().ok_or(CgroupError::NotMounted)?;
-    Ok(first.point)
+    let is_top = |point: &Path| cgroup::id(point).is_ok_and(|id| id == TOP_ID);
+    let top = mounts.iter().find(|mount| is_top(&mount.point));
+    match (top, mounts.first()) {
+        (Some(top), _) => Ok(top.point.clone()),
+        (None, Some(part)) => Err(CgroupError::Part {
+            point: part.point.clone(),
+        }),
+        (None, None) => Err(CgroupError::NotMounted),
+    }
 }
 
 /// The first of these directories in which processes run, else the first that is there.
@@ -122,6 +142,13 @@ pub(crate) fn scratch() -> Result<PathBuf, CgroupError> {
         }
         _ => Ok(place),
     }
+}
+
+/// Whether a cgroup is one that a daemon made for itself, by its name.
+pub(crate) fn is_daemons(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let number = name.and_then(|name| name.strip_prefix(PREFIX));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// Whether `path` is `above` or lies below it, whatever mounts the paths go through.

@@ -18,7 +18,7 @@ use crate::diff::{Cure, DriftKind};
 use crate::maps::{Entries, Maps, Tables, prefix};
 use crate::netlink::{Family, LocalAddress, Netlink, Route, Rule, Stray};
 use crate::pins::Pins;
-use crate::processes::{Elsewhere, Processes};
+use crate::processes::{Elsewhere, Outside, Processes};
 use crate::sockets::PodFlags;
 use crate::sysctl;
 
@@ -195,6 +195,8 @@ pub(crate) struct Sight<'a> {
     pub pins: &'a Pins,
     /// The host's procfs.
     pub proc: &'a Path,
+    /// What the programs are attached to.
+    pub cgroup: &'a Path,
     /// The node's processes.
     pub processes: Processes<'a>,
     /// Inodes of the namespaces of all enrolled pods.
@@ -332,6 +334,21 @@ fn elsewhere(sight: &Sight<'_>, pod: &PodWanted) -> Vec<Other> {
             "{count} of its processes are not in net:[{enrolled}] ({right} are): {pid} is in net:[{inode}]"
         );
         found.push(Other::new(DriftKind::Netns, what));
+    }
+    let is_machine = pod.cgroup.is_none();
+    if let Some(Outside { count, pid, path }) = is_machine
+        .then(|| sight.processes.outside(sight.cgroup, id))
+        .flatten()
+    {
+        found.push(Other {
+            kind: DriftKind::Cgroup,
+            cure: Cure::Human,
+            what: format!(
+                "{count} processes of this network namespace are not below {}, where they would be captured: {pid} is in {}; CAPTURE_CGROUP must hold all of them",
+                sight.cgroup.display(),
+                path.display()
+            ),
+        });
     }
     found
 }

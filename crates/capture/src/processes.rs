@@ -10,6 +10,8 @@ use std::path::{Component, Path, PathBuf};
 
 use sys::NetnsId;
 
+use crate::own_cgroup;
+
 /// Levels below a pod's cgroup that are looked at.
 const DEPTH_MAX: usize = 8;
 /// Cgroups of one pod that are looked at.
@@ -47,6 +49,17 @@ pub(crate) struct Elsewhere {
     pub inode: u64,
 }
 
+/// Processes of a network namespace that the programs at the capture cgroup do not see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outside {
+    /// How many.
+    pub count: usize,
+    /// One of them.
+    pub pid: u32,
+    /// Its cgroup, as the procfs shows it.
+    pub path: PathBuf,
+}
+
 impl<'a> Processes<'a> {
     /// - `all`: where they are kept for the next look, should they have to be read
     pub fn new(proc: &'a Path, all: &'a AllProcesses) -> Self {
@@ -77,6 +90,44 @@ impl<'a> Processes<'a> {
             }
         }
         found.map(|found| Elsewhere { right, ..found })
+    }
+
+    /// Those of the network namespace that have been elsewhere than below the cgroup for a while; daemons do not count.
+    pub fn outside(&self, cgroup: &Path, netns: NetnsId) -> Option<Outside> {
+        if sys::cgroup::id(cgroup).is_ok_and(|id| id == own_cgroup::TOP_ID) {
+            return None;
+        }
+        let mounts = sys::cgroup::mounts().unwrap_or_default();
+        let is_below = |path: &Path| {
+            mounts.iter().any(|mount| {
+                let inside = path.strip_prefix(&mount.root);
+                inside.is_ok_and(|inside| mount.point.join(inside).starts_with(cgroup))
+            })
+        };
+        let mut found: Option<Outside> = None;
+        for (pid, path) in read_all(self.proc) {
+            let net = fs::metadata(self.proc.join(format!("{pid}/ns/net")));
+            let is_here =
+                net.is_ok_and(|meta| (meta.dev(), meta.ino()) == (netns.dev, netns.inode));
+            if !is_here
+                || is_below(&path)
+                || own_cgroup::is_daemons(&path)
+                || !self.has_settled(pid)
+            {
+                continue;
+            }
+            match &mut found {
+                Some(found) => found.count += 1,
+                None => {
+                    found = Some(Outside {
+                        count: 1,
+                        pid,
+                        path,
+                    })
+                }
+            }
+        }
+        found
     }
 
     /// Processes in the cgroup or below it, by the ids of the procfs.

@@ -7,6 +7,7 @@ mod endpoints;
 mod external;
 mod member;
 mod names;
+mod part;
 
 use std::fs;
 use std::path::PathBuf;

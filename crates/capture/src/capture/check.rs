@@ -100,6 +100,7 @@ impl Capture {
             tables: survey.tables.as_ref(),
             pins: &self.pins,
             proc: &self.config.host_proc,
+            cgroup: &self.config.cgroup,
             processes: Processes::new(&self.config.host_proc, &survey.processes),
             enrolled: enrolled.map(|entry| entry.pod.netns.inode()).collect(),
         }
