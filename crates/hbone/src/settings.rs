@@ -84,9 +84,13 @@ impl Settings {
             .clamp(*FRAME_SIZE_RANGE.start(), *FRAME_SIZE_RANGE.end())
     }
 
-    /// How much bookkeeping received small DATA frames may cost before the connection is closed as abused, in h2's
-    /// unit of 256 bytes a frame. Twice h2's own measure, since one application that stops reading must not bring
-    /// down the streams it shares a connection with.
+    /// How much bookkeeping received small DATA frames may cost before the connection is closed as abused, bytes: h2
+    /// charges 256 less the length for each that nobody has taken from it. That is about what it keeps beside the
+    /// payload, so this at most doubles what the window lets a peer store here.
+    ///
+    /// At 65,000 frames that is too little for a stream that nobody asks, and the end takes all streams along: a copier
+    /// has to go on taking while its other side blocks ([`RecvHalf::poll_keep`](crate::RecvHalf::poll_keep)). What
+    /// comes on a stream after this side has reset it stays charged until larger frames come.
     pub(crate) fn data_frame_budget(&self) -> usize {
         self.connection_window_sent() as usize
     }

@@ -35,6 +35,7 @@ impl Tunnel {
     ) -> Self {
         let recv = RecvHalf {
             h2: recv,
+            kept: 0,
             ended: false,
             permit,
         };
@@ -205,6 +206,8 @@ impl Drop for SendHalf {
 #[derive(Debug)]
 pub struct RecvHalf {
     h2: RecvStream,
+    /// Bytes handed out by `poll_keep` whose window has not been given back.
+    kept: usize,
     ended: bool,
     permit: Option<Arc<Permit>>,
 }
@@ -215,12 +218,23 @@ impl RecvHalf {
     ///
     /// Errors: [`TunnelError::Reset`], [`TunnelError::H2`]; afterwards `None`.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, TunnelError>>> {
+        let next = ready!(self.poll_keep(cx));
+        if let Some(Ok(data)) = &next {
+            self.give_back(data.len());
+        }
+        Poll::Ready(next)
+    }
+
+    /// [`RecvHalf::poll_data`] without giving window back: for who asks on although nobody takes the bytes yet. All that
+    /// is kept then fits into one stream window.
+    ///
+    /// Errors: as there.
+    pub fn poll_keep(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, TunnelError>>> {
         while !self.ended {
             match ready!(self.h2.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
-                    // Refused only for a stream that is closed already: then there is no window to keep.
-                    let _ = self.h2.flow_control().release_capacity(data.len());
+                    self.kept += data.len();
                     return Poll::Ready(Some(Ok(data)));
                 }
                 Some(Err(error)) => {
@@ -234,6 +248,14 @@ impl RecvHalf {
         Poll::Ready(None)
     }
 
+    /// Gives the window of `len` bytes back that [`RecvHalf::poll_keep`] handed out, at most of all that it has.
+    pub fn give_back(&mut self, len: usize) {
+        let len = len.min(self.kept);
+        self.kept -= len;
+        // Refused only for a stream that is closed already: then there is no window to keep.
+        let _ = self.h2.flow_control().release_capacity(len);
+    }
+
     /// [`RecvHalf::poll_data`] as a future.
     pub async fn data(&mut self) -> Option<Result<Bytes, TunnelError>> {
         poll_fn(|cx| self.poll_data(cx)).await
@@ -242,5 +264,12 @@ impl RecvHalf {
     /// True once `poll_data` has nothing more to give.
     pub fn is_end(&self) -> bool {
         self.ended || self.h2.is_end_stream()
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        // h2 would only do it once the sending half is gone too, and the connection's window is everybody's
+        self.give_back(self.kept);
     }
 }

@@ -1,7 +1,10 @@
 //! Moves bytes between an accepted connection and its upstream until both directions have ended.
 //!
-//! Half-closes travel; resets of plain connections count as an end. A tunnel's own end is judged in `ended`. While nothing moves a connection holds no buffer: reads go through one
-//! scratch buffer per thread. Counting happens per write, so that metrics are live.
+//! Half-closes travel; resets of plain connections count as an end. A tunnel's own end is judged in `ended`. While nothing
+//! moves a connection holds no buffer: reads go through one scratch buffer per thread, and what a slow application leaves
+//! in a tunnel is in `backlog`. Counting happens per write, so that metrics are live.
+
+mod backlog;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -9,11 +12,12 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use self::backlog::Incoming;
 use crate::failure::Failure;
 
 /// Bytes of one read at the start of a flow.
@@ -87,16 +91,28 @@ pub(crate) async fn from_tunnel(
 /// learns of a reset at once, the receiving half meets it behind the bytes that came first.
 async fn both(
     enter: impl Future<Output = Result<(), Failure>>,
-    leave: impl Future<Output = Result<(), Failure>>,
+    leave: impl Future<Output = Result<Left, Failure>>,
 ) -> Result<(), Failure> {
     let (mut enter, mut leave) = (pin!(enter), pin!(leave));
-    tokio::select! {
-        entered = &mut enter => entered.and(leave.await),
-        left = &mut leave => {
-            left?;
-            enter.await
+    let left = tokio::select! {
+        entered = &mut enter => return entered.and(leave.await.map(drop)),
+        left = &mut leave => left?,
+    };
+    if let Left::Unread(incoming) = left {
+        tokio::select! {
+            entered = &mut enter => return entered,
+            () = incoming.discard() => {}
         }
     }
+    enter.await
+}
+
+/// How the direction out of a tunnel ended.
+enum Left {
+    /// with all that came
+    All,
+    /// nobody is left to read what still comes
+    Unread(Incoming),
 }
 
 /// Who is at the other end of a tunnel.
@@ -207,13 +223,14 @@ async fn enter(
 /// an error.
 ///
 /// Envoy resets tunnels to servers with INTERNAL_ERROR when its pool has no more use for them, after every byte was
-/// delivered, and would do the same to one that it gives up halfway. The two differ only in what the application was
-/// still saying, so from a client this is an error when bytes of the application wait to be sent, and else an end.
+/// delivered, and would do the same to one that it gives up halfway. What was delivered is not known here: bytes handed to
+/// the tunnel may still wait in it for the peer's window, up to its send buffer, and are lost without a word. So from a
+/// client this is an error when bytes wait that the tunnel has not even taken, and else passes for an end.
 ///
 /// From a server it is always an error: who answers ends with END_STREAM. So is CONNECT_ERROR, by which Envoy tells that the
 /// connection behind it was closed: what Envoy still had to send is lost then, so it must not pass for an end.
 ///
-/// - `unsent`: bytes of the application that have not been handed to the tunnel
+/// - `unsent`: bytes read from the application that the tunnel has not taken
 fn ended(far: Far, error: hbone::TunnelError, unsent: usize) -> Result<(), Failure> {
     let is_let_go = far == Far::Client && unsent == 0 && error.is_let_go();
     if error.is_gone() || is_let_go {
@@ -246,26 +263,49 @@ fn take(cx: &mut Context<'_>, read: &mut ReadHalf<'_>, size: usize) -> Poll<Opti
 
 /// One direction out of a tunnel to a plain connection.
 async fn leave(
-    mut receive: hbone::RecvHalf,
+    receive: hbone::RecvHalf,
     mut write: WriteHalf<'_>,
     far: Far,
     count: impl Fn(usize),
-) -> Result<(), Failure> {
-    while let Some(data) = receive.data().await {
-        let data = match data {
+) -> Result<Left, Failure> {
+    let mut incoming = Incoming::new(receive);
+    while let Some(data) = poll_fn(|cx| incoming.poll_next(cx)).await {
+        let mut data = match data {
             Ok(data) => data,
             Err(gone) => {
                 ended(far, gone, 0)?;
                 break;
             }
         };
-        if write.write_all(&data).await.is_err() {
-            return Ok(());
+        while !data.is_empty() {
+            let written = poll_fn(|cx| write_or_take(cx, &mut write, &data, &mut incoming)).await;
+            let Some(len) = written else {
+                return Ok(Left::Unread(incoming));
+            };
+            data.advance(len);
+            incoming.written(len);
+            count(len);
         }
-        count(data.len());
     }
     let _ = write.shutdown().await;
-    Ok(())
+    Ok(Left::All)
+}
+
+/// Writes once; while that blocks, what comes is taken from the tunnel. None = nobody reads.
+fn write_or_take(
+    cx: &mut Context<'_>,
+    write: &mut WriteHalf<'_>,
+    data: &[u8],
+    incoming: &mut Incoming,
+) -> Poll<Option<usize>> {
+    match Pin::new(write).poll_write(cx, data) {
+        Poll::Ready(Ok(len)) => Poll::Ready(Some(len).filter(|&len| len > 0)),
+        Poll::Ready(Err(_)) => Poll::Ready(None),
+        Poll::Pending => {
+            incoming.take_all(cx);
+            Poll::Pending
+        }
+    }
 }
 
 #[cfg(test)]

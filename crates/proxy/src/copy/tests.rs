@@ -5,7 +5,7 @@ use std::cell::Cell;
 use bytes::Bytes;
 use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
@@ -175,6 +175,19 @@ fn a_waypoint_that_lets_go_while_the_application_speaks_is_an_error() {
     });
 }
 
+fn ask() -> hbone::Connect<'static> {
+    hbone::Connect {
+        authority: "10.0.0.2:80",
+        baggage: hbone::HeaderValue::from_static(""),
+        forwarded: hbone::Forwarded {
+            client: "10.0.0.1:40000".parse().unwrap(),
+            host: None,
+        },
+        traceparent: hbone::Traceparent::random(&mut rand::rng()),
+        forwarded_network: None,
+    }
+}
+
 /// A tunnel to a server that has answered with `answer` and then reset it; ours is the client's end, all of it received.
 async fn to_server(answer: Bytes, reset: Reason) -> hbone::Tunnel {
     let (near, far) = tokio::io::duplex(PIPE);
@@ -199,17 +212,7 @@ async fn to_server(answer: Bytes, reset: Reason) -> hbone::Tunnel {
     let settings = hbone::Settings::default();
     let (sender, driver) = hbone::handshake(near, &settings).await.unwrap();
     spawn_local(driver);
-    let asked = hbone::Connect {
-        authority: "10.0.0.2:80",
-        baggage: hbone::HeaderValue::from_static(""),
-        forwarded: hbone::Forwarded {
-            client: "10.0.0.1:40000".parse().unwrap(),
-            host: None,
-        },
-        traceparent: hbone::Traceparent::random(&mut rand::rng()),
-        forwarded_network: None,
-    };
-    let tunnel = sender.connect(&asked).await.unwrap();
+    let tunnel = sender.connect(&ask()).await.unwrap();
     is_reset.await.unwrap();
     for _ in 0..YIELDS {
         tokio::task::yield_now().await;
@@ -254,4 +257,122 @@ fn what_a_server_said_before_a_reset_arrives() {
             });
         }
     }
+}
+
+/// Bytes of a socket's buffers in `slow_tcp`: as few as the kernel allows.
+const NARROW: u32 = 4096;
+/// What fills them.
+const FILL: usize = 256 << 10;
+/// Frames of one byte, more than h2 keeps for one connection.
+const TINY: usize = 100_000;
+
+/// As `tcp`, with little room between the two.
+async fn slow_tcp() -> (TcpStream, TcpStream) {
+    let (listener, app) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
+    listener.set_send_buffer_size(NARROW).unwrap();
+    app.set_recv_buffer_size(NARROW).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener.listen(1).unwrap();
+    let app = app.connect(listener.local_addr().unwrap());
+    let (app, accepted) = tokio::join!(app, listener.accept());
+    (app.unwrap(), accepted.unwrap().0)
+}
+
+/// A client's connection with two tunnels, and the server's ends of them.
+async fn two_tunnels() -> [(hbone::Tunnel, hbone::Tunnel); 2] {
+    let (near, far) = tokio::io::duplex(PIPE);
+    let settings = hbone::Settings::default();
+    let (give, mut taken) = tokio::sync::mpsc::unbounded_channel();
+    let server = settings.clone();
+    spawn_local(async move {
+        let mut server = hbone::Server::handshake(far, &server).await.unwrap();
+        while let Some(Ok(request)) = server.accept().await {
+            let _ = give.send(request.reply.accept(None).unwrap());
+        }
+    });
+    let (sender, driver) = hbone::handshake(near, &settings).await.unwrap();
+    spawn_local(driver);
+    let first = sender.connect(&ask()).await.unwrap();
+    let first = (first, taken.recv().await.unwrap());
+    let second = sender.connect(&ask()).await.unwrap();
+    [first, (second, taken.recv().await.unwrap())]
+}
+
+async fn send(half: &mut hbone::SendHalf, mut data: Bytes) {
+    while !data.is_empty() {
+        let room = half.ready(data.len()).await.unwrap();
+        half.write(data.split_to(room)).unwrap();
+    }
+}
+
+/// `FILL` bytes, then `TINY` frames of one byte.
+async fn fill_and_trickle(half: &mut hbone::SendHalf) {
+    send(half, vec![1; FILL].into()).await;
+    for n in 0..TINY {
+        send(half, Bytes::copy_from_slice(&[n as u8])).await;
+        if n % 1000 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[test]
+fn an_application_that_does_not_read_harms_nobody_on_its_tunnel() {
+    run(async {
+        let [(near, far), (other_near, other_far)] = two_tunnels().await;
+        let (mut app, mut ours) = slow_tcp().await;
+        let copying = spawn_local(async move {
+            let counted = Counted::default();
+            let ended = into_tunnel(&mut ours, near, &counted).await;
+            (ended, counted.down.get())
+        });
+        let (mut far_send, _far_recv) = far.split();
+        fill_and_trickle(&mut far_send).await;
+        // behind all of that
+        far_send.finish().unwrap();
+        let ((mut ask, mut answer), (mut reply, mut question)) =
+            (other_near.split(), other_far.split());
+        for _ in 0..YIELDS {
+            send(&mut ask, Bytes::from_static(b"still there?")).await;
+            assert_eq!(question.data().await.unwrap().unwrap(), "still there?");
+            send(&mut reply, Bytes::from_static(b"yes")).await;
+            assert_eq!(answer.data().await.unwrap().unwrap(), "yes");
+        }
+        app.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        app.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), FILL + TINY);
+        let expected = (0..TINY).map(|n| n as u8);
+        assert!(all[FILL..].iter().copied().eq(expected), "in order");
+        let (ended, down) = copying.await.unwrap();
+        ended.unwrap();
+        assert_eq!(down, FILL + TINY);
+    });
+}
+
+#[test]
+fn what_waits_for_an_application_is_no_more_than_a_window() {
+    run(async {
+        let [(near, far), _other] = two_tunnels().await;
+        let (mut app, mut ours) = slow_tcp().await;
+        spawn_local(async move { into_tunnel(&mut ours, near, &Counted::default()).await });
+        let (mut far_send, _far_recv) = far.split();
+        let window = hbone::Settings::default().stream_window as usize;
+        let sent = Cell::new(0);
+        let sending = async {
+            loop {
+                send(&mut far_send, vec![1; 16 << 10].into()).await;
+                sent.set(sent.get() + (16 << 10));
+            }
+        };
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(300), sending).await;
+        // and what the two sockets and the peer's send buffer hold
+        assert!(
+            (window..window + (1 << 20)).contains(&sent.get()),
+            "{}",
+            sent.get()
+        );
+        let mut some = vec![0; 1 << 20];
+        app.read_exact(&mut some).await.unwrap();
+    });
 }
