@@ -58,7 +58,7 @@ pub const ALL: &[Group] = &[
             ),
             v(
                 "CAPTURE_CGROUP",
-                "kubepods, else the cgroup v2 root",
+                "kubepods, else the cgroup v2 root; dedicated: that root",
                 "cgroup v2 directory above all pods, where the connect programs attach",
             ),
             v(
