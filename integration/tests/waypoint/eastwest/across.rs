@@ -12,6 +12,7 @@ use integration::{App, Model, Pod, place, until};
 use serde_json::Value;
 
 use super::scene::{EAST, ECHO, GREET, GREET_AND_END, HTTP, SOON, Scene, WEST, echo, vips};
+use crate::ground::at_rest;
 
 /// Last parts of the services' addresses.
 const SERVER_WEST: u8 = 10;
@@ -250,6 +251,7 @@ fn to_a_waypoint_with_its_policy_for_the_true_client() -> Result<()> {
         "{said}"
     );
     // its certificate is all that it says of itself
+    at_rest(&scene.daemons[EAST])?;
     let after = scene.lines(EAST);
     let seen = echo(client, vips(FRONTED, ECHO)[0], "opaque")?;
     let line = scene.outbound(WEST, &seen)?;

@@ -9,6 +9,7 @@ use integration::{AccessLine, Model, Policy, until};
 use serde_json::Value;
 
 use super::scene::{EAST, ECHO, SOON, Scene, WEST, connect, echo, vips};
+use crate::ground::at_rest;
 
 /// The service in the east that the clients dial.
 const SERVICE: &str = "server-east";
@@ -70,6 +71,7 @@ fn only_the_identities_that_are_told_are_trusted_on_either_leg() -> Result<()> {
     echo(client, vips(20, ECHO)[0], "before")?;
     // whoever answers behind the gateway is none of those who may
     expect(&scene, &[NOBODY])?;
+    at_rest(&scene.daemons[EAST])?;
     let after = scene.lines(EAST);
     let line = refused(&scene)?;
     assert_eq!(line.message, "connection complete", "{}", line.text);
@@ -152,6 +154,9 @@ fn the_far_side_authorizes_the_true_client() -> Result<()> {
     let policy = Policy::new("Allow", "shop", "one-of-them", &[&matches]);
     scene.edit(EAST, |model| model.policies.push(policy), |_| true)?;
     echo(client, to, "allowed")?;
+    for daemon in &scene.daemons {
+        at_rest(daemon)?;
+    }
     let after = (scene.lines(WEST), scene.lines(EAST));
     let seen = connect(other, to, &["--send", "never"])?;
     assert_ne!(seen["received"], "never", "{seen}");

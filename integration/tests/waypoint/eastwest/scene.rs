@@ -203,7 +203,7 @@ impl Scene {
         .with_context(|| daemon.tail())
     }
 
-    /// Length of the access log of a side's daemon.
+    /// Length of the access log of a side's daemon; connections that have just ended may be missing there.
     pub fn lines(&self, side: usize) -> usize {
         self.daemons[side].access().len()
     }
