@@ -48,6 +48,8 @@ const EVENTS_MAX: usize = 4;
 const ORDERS_MAX: usize = 1;
 /// Search domains of this machine that are used.
 const SEARCH_MAX: usize = 32;
+/// Readiness task: names can be answered.
+const DNS_TASK: &str = "dns proxy";
 /// Readiness task: the data plane is built.
 const PROXY_TASK: &str = "proxy";
 /// Readiness task: the mesh's state is known.
@@ -88,10 +90,10 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let config = Arc::new(config);
-    let ready = Ready::new(match config.mode {
-        Mode::Shared => vec![STATE_TASK, PROXY_TASK, READY_TASK],
-        Mode::Dedicated(_) => vec![STATE_TASK, PROXY_TASK],
-    });
+    let mut tasks = vec![STATE_TASK, PROXY_TASK];
+    tasks.extend(config.capture.dns.then_some(DNS_TASK));
+    tasks.extend((config.mode == Mode::Shared).then_some(READY_TASK));
+    let ready = Ready::new(tasks);
     let (quit, stop) = watch::channel(false);
     // before anything that takes time: as the first process of a container it would not even be killed by them
     let signals = Signals::new().context("signal handlers")?;
@@ -179,6 +181,7 @@ async fn serve(config: Config, log: LogHandle) -> anyhow::Result<()> {
         Redirection::External(_) => None,
     };
     let holds = meters::holds(&shared.registry)?;
+    ready.done(DNS_TASK);
     let served = match config.mode {
         Mode::Shared => {
             ready.done(PROXY_TASK);

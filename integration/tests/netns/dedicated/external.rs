@@ -155,7 +155,10 @@ fn connections_wait_until_the_mesh_is_known() -> Result<()> {
         Ok((!vm.read(&connected)?.is_empty()).then_some(()))
     })?;
     let answer = daemon.get(15021, "/healthz/ready")?;
-    assert_eq!(answer.body, "not ready, pending: proxy, state manager\n");
+    assert_eq!(
+        answer.body,
+        "not ready, pending: dns proxy, proxy, state manager\n"
+    );
     mesh.istiod().behave(Xds::Serve);
     daemon.wait_ready()?;
     let seen = early.finish(2 * SOON)?.1.context("it told nothing")?;
