@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::{Builder, Connection, SendRequest};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -77,12 +78,12 @@ pub struct Sender {
     limit: usize,
 }
 
-/// What sender, driver and tunnels of one connection share.
+/// What the handle, the driver and the tunnels of one connection share; at a server too.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     /// Tunnels open or being opened.
     open: AtomicUsize,
-    /// This side gave the connection up: its end is none that the peer meant.
+    /// The connection did not end in good order: this side gave it up, or the peer ended it for an error.
     lost: AtomicBool,
     /// Whether the connection was cut; there only if it can be.
     cut: OnceLock<watch::Sender<bool>>,
@@ -119,10 +120,9 @@ impl Sender {
 
     /// A place for one more tunnel whatever the limit; beyond the peer's, opening waits until it allows.
     pub fn claim(&self) -> Slot {
-        self.line.open.fetch_add(1, Ordering::Relaxed);
         Slot {
             h2: self.h2.clone(),
-            permit: Permit(Arc::clone(&self.line)),
+            permit: Permit::new(&self.line),
         }
     }
 
@@ -153,7 +153,7 @@ impl Slot {
     /// Ready once the connection is cut by [`Driver::cut_when`], never otherwise. To be raced against
     /// [`Slot::connect`], which only sees that the connection is gone.
     pub fn cut(&self) -> impl Future<Output = ()> + use<> {
-        once_cut(Some(&self.permit))
+        once_cut(&self.permit)
     }
 
     /// Sends the CONNECT and waits for the answer; only exactly 200 is success. Dropping the future resets the stream.
@@ -165,10 +165,10 @@ impl Slot {
         let (response, send) = h2.send_request(request, false)?;
         drop(h2);
         let permit = Arc::new(self.permit);
-        let send = SendHalf::new(send, Some(permit.clone()));
+        let send = SendHalf::new(send, Arc::clone(&permit));
         let (head, recv) = response.await?.into_parts();
         match head.status {
-            StatusCode::OK => Ok(Tunnel::new(send, recv, head.headers, Some(permit))),
+            StatusCode::OK => Ok(Tunnel::new(send, recv, head.headers, permit)),
             other => Err(ConnectError::Status(other)),
         }
     }
@@ -179,15 +179,32 @@ impl Slot {
 pub(crate) struct Permit(Arc<Line>);
 
 impl Permit {
-    /// Whether this side gave the connection up.
+    pub(crate) fn new(line: &Arc<Line>) -> Self {
+        line.open.fetch_add(1, Ordering::Relaxed);
+        Permit(Arc::clone(line))
+    }
+
+    /// Whether the connection's end is none of its tunnels' data.
     pub(crate) fn is_lost(&self) -> bool {
         self.0.lost.load(Ordering::Relaxed)
     }
 }
 
+impl Line {
+    /// The connection ended with `error`. To its tunnels that of a peer which says GOAWAY and closes looks orderly,
+    /// whatever reason it gave.
+    ///
+    /// Source: RFC 9113, section 5.4.1.
+    pub(crate) fn ended_with(&self, error: &h2::Error) {
+        if error.is_go_away() && error.reason() != Some(Reason::NO_ERROR) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Ready once the connection of `permit` is cut.
-pub(crate) fn once_cut(permit: Option<&Permit>) -> impl Future<Output = ()> + use<> {
-    let cut = permit.and_then(|permit| permit.0.cut.get().map(watch::Sender::subscribe));
+pub(crate) fn once_cut(permit: &Permit) -> impl Future<Output = ()> + use<> {
+    let cut = permit.0.cut.get().map(watch::Sender::subscribe);
     async move {
         if let Some(mut cut) = cut
             && cut.wait_for(|cut| *cut).await.is_ok()
@@ -272,6 +289,9 @@ where
         }
         if let Poll::Ready(end) = Pin::new(&mut self.conn).poll(cx) {
             self.over = true;
+            if let Err(error) = &end {
+                self.line.ended_with(error);
+            }
             return Poll::Ready(end.map_err(ConnectionError::H2));
         }
         self.keepalive

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
 
+use crate::client::{Line, Permit};
 use crate::head::BAGGAGE;
 use crate::keepalive::Keepalive;
 use crate::settings::RESETS_KEPT;
@@ -35,6 +37,7 @@ pub struct Server<IO> {
     keepalive: Keepalive,
     /// Set once the connection is being cut: why, and until when its GOAWAY may be written.
     cut: Option<Cut>,
+    line: Arc<Line>,
     ended: bool,
 }
 
@@ -63,6 +66,7 @@ where
             conn,
             keepalive,
             cut: None,
+            line: Arc::default(),
             ended: false,
         })
     }
@@ -99,9 +103,11 @@ where
                 // A connection being cut takes no more requests: dropped, they are reset.
                 Poll::Ready(Some(Ok(_))) if self.cut.is_some() => continue,
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    return Poll::Ready(Some(Ok(Request::new(request, respond))));
+                    let permit = Permit::new(&self.line);
+                    return Poll::Ready(Some(Ok(Request::new(request, respond, permit))));
                 }
                 Poll::Ready(Some(Err(error))) if self.cut.is_none() => {
+                    self.line.ended_with(&error);
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(_) => return Poll::Ready(self.lost()),
@@ -181,11 +187,19 @@ pub struct Request {
 }
 
 impl Request {
-    fn new(request: http::Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+    fn new(
+        request: http::Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        permit: Permit,
+    ) -> Self {
         let (parts, recv) = request.into_parts();
         Request {
             head: Head::read(&parts),
-            reply: Reply { respond, recv },
+            reply: Reply {
+                respond,
+                recv,
+                permit: Arc::new(permit),
+            },
         }
     }
 }
@@ -195,6 +209,7 @@ impl Request {
 pub struct Reply {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    permit: Arc<Permit>,
 }
 
 impl Reply {
@@ -210,10 +225,10 @@ impl Reply {
         }
         match self.respond.send_response(response, false) {
             Ok(send) => Ok(Tunnel::new(
-                SendHalf::new(send, None),
+                SendHalf::new(send, Arc::clone(&self.permit)),
                 self.recv,
                 HeaderMap::new(),
-                None,
+                self.permit,
             )),
             Err(error) => Err(self.why_refused(error)),
         }
@@ -232,8 +247,12 @@ impl Reply {
     pub async fn abandoned(&mut self) -> TunnelError {
         match poll_fn(|cx| self.respond.poll_reset(cx)).await {
             Ok(reason) => TunnelError::from_reason(reason),
-            Err(error) => TunnelError::from_h2(error),
+            Err(error) => self.sort(error),
         }
+    }
+
+    fn sort(&self, error: h2::Error) -> TunnelError {
+        TunnelError::from_h2_on(error, self.permit.is_lost())
     }
 
     /// Why h2 refused an answer: the stream's end if it has one, since h2 only says that it is not open.
@@ -243,8 +262,8 @@ impl Reply {
             .poll_reset(&mut Context::from_waker(Waker::noop()))
         {
             Poll::Ready(Ok(reason)) => TunnelError::from_reason(reason),
-            Poll::Ready(Err(error)) => TunnelError::from_h2(error),
-            Poll::Pending => TunnelError::from_h2(error),
+            Poll::Ready(Err(error)) => self.sort(error),
+            Poll::Pending => self.sort(error),
         }
     }
 }

@@ -26,12 +26,12 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// - `answer`: headers of the 200; empty at the server
-    /// - `permit`: the client's place among the connection's streams
+    /// - `permit`: its place among the connection's streams
     pub(crate) fn new(
         send: SendHalf,
         recv: RecvStream,
         answer: HeaderMap,
-        permit: Option<Arc<Permit>>,
+        permit: Arc<Permit>,
     ) -> Self {
         let recv = RecvHalf {
             h2: recv,
@@ -50,7 +50,7 @@ impl Tunnel {
     /// Client: ready once the connection under the tunnel is cut by [`Driver::cut_when`](crate::Driver::cut_when), never
     /// otherwise. Costs nothing where a connection cannot be cut.
     pub fn cut(&self) -> impl Future<Output = ()> + use<> {
-        once_cut(self.recv.permit.as_deref())
+        once_cut(&self.recv.permit)
     }
 
     /// The two directions, to be driven apart or together.
@@ -65,11 +65,8 @@ impl Tunnel {
 }
 
 /// Sorts an error of h2, with what is known of the connection.
-fn sort(error: h2::Error, permit: &Option<Arc<Permit>>) -> TunnelError {
-    TunnelError::from_h2_on(
-        error,
-        permit.as_ref().is_some_and(|permit| permit.is_lost()),
-    )
+fn sort(error: h2::Error, permit: &Permit) -> TunnelError {
+    TunnelError::from_h2_on(error, permit.is_lost())
 }
 
 /// The direction towards the peer. Dropped unfinished, it resets the stream with CANCEL.
@@ -80,11 +77,11 @@ pub struct SendHalf {
     ready: usize,
     /// END_STREAM or RST_STREAM is on its way: nothing more may be sent.
     done: bool,
-    permit: Option<Arc<Permit>>,
+    permit: Arc<Permit>,
 }
 
 impl SendHalf {
-    pub(crate) fn new(h2: SendStream<Bytes>, permit: Option<Arc<Permit>>) -> Self {
+    pub(crate) fn new(h2: SendStream<Bytes>, permit: Arc<Permit>) -> Self {
         SendHalf {
             h2,
             ready: 0,
@@ -209,7 +206,7 @@ pub struct RecvHalf {
     /// Bytes handed out by `poll_keep` whose window has not been given back.
     kept: usize,
     ended: bool,
-    permit: Option<Arc<Permit>>,
+    permit: Arc<Permit>,
 }
 
 impl RecvHalf {

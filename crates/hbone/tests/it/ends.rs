@@ -285,3 +285,41 @@ fn a_limit_that_is_told_late_is_kept_from_the_second_tunnel_on() {
         assert_eq!(counts, [LIMIT, LIMIT, 5], "none refused, none waited for");
     });
 }
+
+/// Reasons of a GOAWAY that a close follows, and whether that is an end of data: NO_ERROR, PROTOCOL_ERROR,
+/// ENHANCE_YOUR_CALM.
+const FAREWELLS: [(u8, bool); 3] = [(0, true), (1, false), (11, false)];
+
+#[test]
+fn a_connection_that_the_peer_ends_for_an_error_is_no_end_of_data() {
+    run(async {
+        for (code, is_end) in FAREWELLS {
+            let (mut raw, sender, driving) = Raw::server().await;
+            let asking = spawn_local(async move { sender.connect(&connect()).await.unwrap() });
+            let stream = raw.accept().await;
+            let tunnel = asking.await.unwrap();
+            raw.write(&frame(DATA, 0, stream, b"data")).await;
+            let last = u8::try_from(stream).unwrap();
+            raw.write(&frame(GOAWAY, 0, 0, &[0, 0, 0, last, 0, 0, 0, code]))
+                .await;
+            drop(raw);
+            assert_eq!(driving.await.unwrap().is_ok(), is_end, "client, {code}");
+            check(tunnel, is_end, &format!("client, GOAWAY {code}")).await;
+        }
+        for (code, is_end) in FAREWELLS {
+            let (near, far) = tokio::io::duplex(PIPE);
+            let mut raw = Raw::client(near).await;
+            let block = connect_block(b"10.0.0.2:80");
+            raw.write(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+            raw.write(&frame(DATA, 0, 1, b"data")).await;
+            let mut server = Server::handshake(far, &Settings::default()).await.unwrap();
+            let request = server.accept().await.unwrap().unwrap();
+            let tunnel = request.reply.accept(None).unwrap();
+            raw.write(&frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, code]))
+                .await;
+            drop(raw);
+            assert_eq!(server.accept().await.is_none(), is_end, "server, {code}");
+            check(tunnel, is_end, &format!("server, GOAWAY {code}")).await;
+        }
+    });
+}
