@@ -62,19 +62,27 @@ impl From<h2::Error> for ConnectError {
 }
 
 impl ConnectError {
-    /// Whether the connection went away under an unanswered CONNECT: it may be tried again on another one. Not where
-    /// the peer sent what makes no sense, such as a TLS alert: it would do so again.
-    ///
-    /// Source: RFC 9113, sections 6.8 and 8.7.
+    /// Whether the connection went away under an unanswered CONNECT, without a word of whether the peer acted on it:
+    /// most likely it had gone before. Not where the peer sent what makes no sense, such as a TLS alert: it would do so
+    /// again.
     pub fn peer_left(&self) -> bool {
         match self {
             ConnectError::Io(error) => error
                 .get_io()
                 .is_some_and(|io| io.kind() != std::io::ErrorKind::InvalidData),
+            _ => false,
+        }
+    }
+
+    /// Whether the peer tells that it did not act on the CONNECT: it may be asked again on another connection.
+    ///
+    /// Source: RFC 9113, sections 6.8 and 8.7.
+    pub fn is_unserved(&self) -> bool {
+        match self {
             ConnectError::H2(error) => {
                 error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM)
             }
-            ConnectError::Status(_) | ConnectError::Unsendable(_) => false,
+            _ => false,
         }
     }
 }
@@ -123,7 +131,7 @@ impl TunnelError {
         }
     }
 
-    /// The same on a connection that this side may have given up, whose end is then an error.
+    /// The same on a connection that may not have ended in good order; its end is an error then.
     ///
     /// - `lost`: it has
     pub(crate) fn from_h2_on(error: h2::Error, lost: bool) -> Self {

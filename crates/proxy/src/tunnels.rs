@@ -8,6 +8,7 @@ mod inner;
 pub(crate) use self::inner::Crossing;
 use self::inner::Inner;
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -34,7 +35,7 @@ pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a tunnel of a pod that has left may take to tell its peer.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
-/// Tunnels tried for one connection when the peer leaves (it restarts) before it has answered.
+/// Tunnels tried for one connection when the peer turns it away unserved, as one that restarts does.
 const CONNECT_TRIES_MAX: usize = 3;
 
 /// What two connections must have in common to share a tunnel. Not the authority: many destinations share a waypoint.
@@ -68,6 +69,10 @@ impl Tunnels {
 
     /// A tunnel to `key.next_hop` for one connection, shared or new.
     ///
+    /// Asked again of another one where the peer tells that it has not acted. Where a tunnel that was there breaks without
+    /// a word it is asked again once: most likely the peer had gone before, and if not, the application is dialled twice
+    /// without a byte for it.
+    ///
     /// Errors: no certificate, no connection, no handshake, a CONNECT refused.
     pub(crate) async fn open(
         &self,
@@ -76,20 +81,23 @@ impl Tunnels {
         key: &Key,
         connect: &hbone::Connect<'_>,
     ) -> Result<hbone::Tunnel, Failure> {
-        let mut tried = 1;
+        let (mut tried, mut broken) = (1, false);
         loop {
-            let slot = self
-                .pool
-                .get(key, || self.dial(shard, pod, key))
-                .await
-                .map_err(|error| match error {
-                    hbone::GetError::Dial(failure) => failure,
-                    other => Failure::Pool(other.to_string()),
-                })?;
+            let is_new = Cell::new(false);
+            let dial = || {
+                is_new.set(true);
+                self.dial(shard, pod, key)
+            };
+            let slot = (self.pool.get(key, dial).await).map_err(|error| match error {
+                hbone::GetError::Dial(failure) => failure,
+                other => Failure::Pool(other.to_string()),
+            })?;
             match ask(slot, connect).await {
-                // no byte of the application has been sent before the answer, so it may be asked again
-                Err(Failure::Refused(lost)) if lost.peer_left() && tried < CONNECT_TRIES_MAX => {
-                    tried += 1
+                Err(Failure::Refused(why)) if why.is_unserved() && tried < CONNECT_TRIES_MAX => {
+                    tried += 1;
+                }
+                Err(Failure::Refused(why)) if why.peer_left() && !is_new.get() && !broken => {
+                    broken = true;
                 }
                 done => return done,
             }
@@ -199,8 +207,6 @@ pub(crate) async fn copy(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use tokio::sync::oneshot;
     use tokio::task::{LocalSet, spawn_local};
 
