@@ -63,7 +63,7 @@ impl Report {
         Self {
             shared: Arc::clone(&shard.shared),
             record: Some(record),
-            counters: Some(shard.counters.connection(labels(facts))),
+            counters: Some(count(shard, facts)),
             since,
             up: Cell::new(0),
             down: Cell::new(0),
@@ -193,6 +193,20 @@ fn peer(end: &End, mutual_tls: bool, name: impl FnOnce(&hbone::Baggage) -> Optio
             |w| known(&w.cluster_id),
         ),
     }
+}
+
+/// Counts a flow as opened. Baggage is a peer's word, so what it may add to the metrics is bounded by itself.
+fn count(shard: &Shard, facts: &Facts) -> Connection {
+    let told = |end: &End| end.workload.is_none() && end.baggage.is_some();
+    if !told(&facts.source) && !told(&facts.destination) {
+        return shard.counters.connection(labels(facts));
+    }
+    shard.counters.connection_told(labels(facts), || {
+        let mut proven = facts.clone();
+        proven.source.baggage = None;
+        proven.destination.baggage = None;
+        labels(&proven)
+    })
 }
 
 fn labels(facts: &Facts) -> TrafficLabels {

@@ -1,6 +1,6 @@
 //! Traffic counters of one data thread: it alone writes them, with plain relaxed stores; a scrape only reads.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -13,6 +13,8 @@ use super::lock;
 
 /// Most label sets of one thread, at about 1 KiB each. Labels partly come from peers, so they must not grow without bound.
 const SERIES_MAX: usize = 10_000;
+/// Most of these that are a peer's word, which can name what does not exist: the others always have room.
+const TOLD_MAX: usize = 1_000;
 
 /// Adds to a counter that only this thread writes: cheaper than an atomic addition.
 pub(super) fn bump(counter: &AtomicU64, n: u64) {
@@ -102,6 +104,8 @@ impl ShardState {
 pub struct Shard {
     state: Arc<ShardState>,
     known: Rc<RefCell<HashMap<Arc<TrafficLabels>, Arc<Series>>>>,
+    /// Label sets made from a peer's word.
+    told: Rc<Cell<usize>>,
     dns: Known,
 }
 
@@ -110,6 +114,7 @@ impl Shard {
         Self {
             state,
             known: Rc::default(),
+            told: Rc::default(),
             dns: Known::default(),
         }
     }
@@ -123,6 +128,24 @@ impl Shard {
             closed: false,
             thread: PhantomData,
         }
+    }
+
+    /// [`Shard::connection`] with labels of which some are a peer's word, in its baggage. Past 1,000 such label sets it is
+    /// counted as `proven` says, and as overflow.
+    pub fn connection_told(
+        &self,
+        labels: TrafficLabels,
+        proven: impl FnOnce() -> TrafficLabels,
+    ) -> Connection {
+        if self.known.borrow().contains_key(&labels) {
+            return self.connection(labels);
+        }
+        if self.told.get() == TOLD_MAX {
+            bump(&self.state.overflow, 1);
+            return self.connection(proven());
+        }
+        self.told.set(self.told.get() + 1);
+        self.connection(labels)
     }
 
     fn series(&self, labels: TrafficLabels) -> Arc<Series> {
@@ -279,5 +302,34 @@ mod tests {
             (unknown.opened, unknown.received, unknown.closed[0]),
             (50, 50, 50)
         );
+    }
+
+    #[test]
+    fn what_peers_tell_leaves_room_for_what_is_known() {
+        let state = Arc::new(ShardState::default());
+        let shard = Shard::new(Arc::clone(&state));
+        let named = |name: String| {
+            let mut labels = TrafficLabels::unknown(Reporter::Destination);
+            labels.service.name = name.into();
+            labels
+        };
+        let proven = || named("proven".into());
+        for n in 0..SERIES_MAX + 7 {
+            let told = || named(format!("told-{n}"));
+            shard.connection_told(told(), proven).received(1);
+            if n < TOLD_MAX {
+                // not a new one
+                shard.connection_told(told(), proven).received(1);
+            }
+        }
+        shard.connection(named("known".into())).received(1);
+        let mut all = BTreeMap::new();
+        state.add_to(&mut all);
+        assert_eq!(all.len(), TOLD_MAX + 2);
+        let received = |name: &str| all[&named(name.into())].received;
+        assert_eq!(received("told-3"), 2);
+        let rest = (SERIES_MAX + 7 - TOLD_MAX) as u64;
+        assert_eq!((received("proven"), received("known")), (rest, 1));
+        assert_eq!(state.overflow(), rest);
     }
 }
