@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
-use identity::{Credential, Side};
+use identity::{Credential, Side, Watch};
 use mesh::{SpiffeId, Str};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{GOODBYE_MAX, TLS_TIMEOUT, ask, revoked};
+use super::{GOODBYE_MAX, TLS_TIMEOUT, ask};
 use crate::copy::{Count, into_tunnel};
 use crate::failure::Failure;
 
@@ -90,7 +90,8 @@ impl Inner<'_> {
         let shake = hbone::handshake(stream, &settings).await;
         let (sender, mut driver) = shake.map_err(Failure::Handshake)?;
         if watch.is_on() {
-            driver = driver.cut_when(revoked(watch, self.pod.clone(), self.gateway));
+            let revoked = revoked(watch, self.pod.clone(), self.gateway, peer.clone());
+            driver = driver.cut_when(revoked);
         }
         let held = drive(driver);
         let slot = sender.claim();
@@ -136,6 +137,13 @@ impl Crossing {
             ended = into_tunnel(client, self.tunnel, count) => ended,
         }
     }
+}
+
+/// Waits until the certificate of `peer`, to whom the gateway leads, is taken back.
+async fn revoked(mut watch: Watch, pod: Str, gateway: SocketAddr, peer: Option<SpiffeId>) {
+    watch.revoked().await;
+    let identity = peer.as_ref().map(tracing::field::display);
+    tracing::warn!(%pod, %gateway, identity, "tunnel through the gateway dropped: the certificate of the peer behind it is revoked");
 }
 
 /// Moves the frames of an inner connection in a task of its own until it ends. Once the sender that this gives is dropped
