@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use integration::model::Gateway;
 use integration::{AccessLine, Pod, PodPlan, Service};
 
-use crate::ground::{Ground, HOST, HTTP, How, VIP, VIP6, answered, get, vip, worked};
+use crate::ground::{Ground, HOST, HTTP, How, VIP, VIP6, answered, at_rest, get, vip, worked};
 
 /// Connections of the weighted choice.
 const CONNECTIONS: &str = "200";
@@ -156,6 +156,7 @@ fn a_waypoint_goes_straight_to_what_it_stands_before() -> Result<()> {
     assert_eq!(line.field("src.identity"), gate.identity(), "{}", line.text);
     assert_eq!(line.field("error"), "", "{}", line.text);
     // others do not: the gate's daemon is asked, and finds nothing at that port there
+    at_rest(ground.near())?;
     let from = ground.near().log_len();
     let answer = get(
         ground.pod("client-0"),
