@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::keepalive::Keepalive;
+use crate::paced::Paced;
 use crate::settings::RESETS_KEPT;
 use crate::{Connect, ConnectError, ConnectionError, HandshakeError, SendHalf, Settings, Tunnel};
 
@@ -32,7 +33,7 @@ pub async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let shake = builder(settings).handshake(io);
+    let shake = builder(settings).handshake(Paced::new(io));
     let (h2, mut conn) = tokio::time::timeout(settings.handshake_timeout, shake)
         .await
         .map_err(|_| HandshakeError::Timeout(settings.handshake_timeout))?
@@ -227,7 +228,7 @@ impl Drop for Permit {
 /// the protocol broke, [`ConnectionError::Cut`]. The open tunnels see an error as well.
 #[must_use = "a connection only moves while its driver is polled"]
 pub struct Driver<IO> {
-    conn: Connection<IO, Bytes>,
+    conn: Connection<Paced<IO>, Bytes>,
     keepalive: Keepalive,
     line: Arc<Line>,
     /// Ends the connection when it is ready.

@@ -22,6 +22,7 @@ mod forwarded;
 mod head;
 mod io;
 mod keepalive;
+mod paced;
 mod pool;
 mod server;
 mod settings;

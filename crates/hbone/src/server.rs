@@ -18,6 +18,7 @@ use tokio::time::{Sleep, sleep};
 use crate::client::{Line, Permit};
 use crate::head::BAGGAGE;
 use crate::keepalive::Keepalive;
+use crate::paced::Paced;
 use crate::settings::RESETS_KEPT;
 use crate::{
     BadRequest, ConnectionError, HandshakeError, Head, SendHalf, Settings, Tunnel, TunnelError,
@@ -33,7 +34,7 @@ const CUT_MAX: Duration = Duration::from_secs(1);
 /// One accepted connection. [`Server::accept`] also moves the frames of all its tunnels, so call it again and again,
 /// and serve each request in a task of its own. Dropping it closes the transport at once.
 pub struct Server<IO> {
-    conn: Connection<IO, Bytes>,
+    conn: Connection<Paced<IO>, Bytes>,
     keepalive: Keepalive,
     /// Set once the connection is being cut: why, and until when its GOAWAY may be written.
     cut: Option<Cut>,
@@ -52,7 +53,7 @@ where
 {
     /// Starts HTTP/2 on `io` as its server: waits for the client's preface, at most `handshake_timeout`.
     pub async fn handshake(io: IO, settings: &Settings) -> Result<Self, HandshakeError> {
-        let shake = builder(settings).handshake(io);
+        let shake = builder(settings).handshake(Paced::new(io));
         let mut conn = tokio::time::timeout(settings.handshake_timeout, shake)
             .await
             .map_err(|_| HandshakeError::Timeout(settings.handshake_timeout))?

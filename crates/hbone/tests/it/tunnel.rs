@@ -276,3 +276,29 @@ fn hbone_runs_inside_hbone() {
         driving.await.unwrap().unwrap();
     });
 }
+
+/// Frames of one byte in one burst, more than h2 keeps for one connection.
+const BURST: usize = 100_000;
+
+#[test]
+fn a_burst_of_small_frames_that_is_read_harms_nobody() {
+    run(async {
+        // all of it there at once, as in the buffer of a socket
+        let (near, far) = tokio::io::duplex(16 * BURST);
+        let mut raw = Raw::client(near).await;
+        let block = connect_block(b"10.0.0.2:80");
+        raw.write(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+        let mut server = hbone::Server::handshake(far, &Settings::default())
+            .await
+            .unwrap();
+        let request = server.accept().await.unwrap().unwrap();
+        let (_send, mut recv) = request.reply.accept(None).unwrap().split();
+        let reading = spawn_local(async move { read_all(&mut recv).await.map(|all| all.len()) });
+        for _ in 1..BURST {
+            raw.write(&frame(DATA, 0, 1, b"x")).await;
+        }
+        raw.write(&frame(DATA, END_STREAM, 1, b"x")).await;
+        spawn_local(async move { while let Some(Ok(_)) = server.accept().await {} });
+        assert_eq!(reading.await.unwrap().unwrap(), BURST);
+    });
+}
