@@ -118,7 +118,7 @@ const SENT: Family = Family::counter("istio_tcp_sent_bytes", "Bytes sent to clie
 const SOCKETS: Family = Family::gauge("istio_tcp_sockets_open", "Accepted sockets that are open");
 const OVERFLOW: Family = Family::counter(
     "ztunnel_traffic_series_overflow",
-    "Connections counted without their labels because a thread has too many label sets",
+    "Connections counted without all of their labels because a thread has too many label sets",
 );
 const BUILT_IN: [Family; 8] = [
     OPENED, CLOSED, FAILED, RECEIVED, SENT, SOCKETS, OVERFLOW, LOOKUPS,
